@@ -1,0 +1,116 @@
+"""The three ways of looking: within a frame, across frames, and at the words.
+
+One class computes all of them, always with PyTorch's fused kernel. The `nn.Identity` submodules
+`q`, `k`, `v` and `out` are taps: they cost nothing, and a forward hook on them sees (or replaces)
+the tensor that attention really uses.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from tinywan.norms import RMSNorm
+from tinywan.rope import rotate
+
+Grid = tuple[int, int, int]  # latent frames, rows, columns, in tokens
+Pattern = Literal["full", "spatial", "temporal", "cross"]
+
+
+@lru_cache(maxsize=64)
+def window_mask(sizes: tuple[int, ...], radius: int) -> Tensor:
+    """Which positions of a line or a plane lie within `radius` of each other, along every axis.
+
+    Args:
+        sizes: `(frames,)` or `(rows, columns)`.
+        radius: largest distance that is still attended, in tokens.
+
+    Returns:
+        bool `[positions, positions]`, True where attention is allowed.
+    """
+    axes = [torch.arange(size) for size in sizes]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+    return ((places[:, None] - places[None, :]).abs() <= radius).all(-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with RMS-normalised queries and keys, as in Wan.
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762; query-key norm: Wan, arXiv 2503.20314. Splitting
+    space from time: ViViT, arXiv 2103.15691.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: number of heads; divides `dim`.
+        pattern: "full" and "cross" attend to every key; "spatial" stays within a latent frame;
+            "temporal" stays at one row and column.
+        window: radius in tokens for "spatial" and "temporal"; None attends to all of them.
+        eps: of the query and key norms.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, pattern: Pattern, window: int | None = None, eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.pattern, self.window = num_heads, pattern, window
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+        self.to_out = nn.Linear(dim, dim)
+        self.q, self.k, self.v, self.out = (nn.Identity() for _ in range(4))  # taps
+
+    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Project what is looked at: `[b, s, c]` -> keys and values `[b, n, s, d]`."""
+        k = rearrange(self.norm_k(self.to_k(source)), "b s (n d) -> b n s d", n=self.num_heads)
+        v = rearrange(self.to_v(source), "b s (n d) -> b n s d", n=self.num_heads)
+        return k, v
+
+    def forward(
+        self,
+        x: Tensor,
+        keys_values: tuple[Tensor, Tensor] | None = None,
+        grid: Grid | None = None,
+        rotary: Tensor | None = None,
+    ) -> Tensor:
+        """Let every token gather what it looks at.
+
+        Args:
+            x: `[b, l, c]` video tokens.
+            keys_values: for cross-attention, from `keys_values` on the prompt; else taken from x.
+            grid: (f, h, w) with f·h·w = l, needed by "spatial" and "temporal".
+            rotary: from `rope.rotary_table`; None leaves queries and keys unrotated.
+
+        Returns:
+            `[b, l, c]`.
+        """
+        q = rearrange(self.norm_q(self.to_q(x)), "b l (n d) -> b n l d", n=self.num_heads)
+        k, v = self.keys_values(x) if keys_values is None else keys_values
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k, v = self.q(q), self.k(k), self.v(v)
+        mixed = self._attend(q, k, v, grid)
+        return self.out(self.to_out(rearrange(mixed, "b n l d -> b l (n d)")))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None) -> Tensor:
+        if self.pattern in ("full", "cross"):
+            return scaled_dot_product_attention(q, k, v)
+        assert grid is not None
+        f, h, w = grid
+        if self.pattern == "spatial":
+            apart, sizes = "b n (f s) d -> (b f) n s d", (h, w)
+            together = "(b f) n s d -> b n (f s) d"
+        else:
+            apart, sizes = "b n (f s) d -> (b s) n f d", (f,)
+            together = "(b s) n f d -> b n (f s) d"
+        q, k, v = (rearrange(x, apart, f=f) for x in (q, k, v))
+        mask = None
+        if self.window is not None and self.window < max(sizes) - 1:
+            mask = window_mask(sizes, self.window).to(q.device)
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        known = {"f": f} if self.pattern == "spatial" else {"s": h * w}
+        return rearrange(mixed, together, **known)

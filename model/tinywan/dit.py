@@ -1,0 +1,268 @@
+"""The denoiser: a diffusion transformer over video tokens that reads the prompt in every block.
+
+Read bottom-up: `Modulation`, one `Block`, then `DiT`. Source: DiT, arXiv 2212.09748; Wan, arXiv
+2503.20314, section 4.2. Configured with full attention and a dense feed-forward, this file is
+Wan's transformer; factorised, with token experts, it is small enough for a laptop.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from tinywan.attention import Attention, Grid
+from tinywan.errors import ConfigError
+from tinywan.moe import FeedForward, MixtureOfExperts
+from tinywan.norms import LayerNorm
+from tinywan.rope import rotary_table
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of the denoiser; the defaults are those of `tiny`."""
+
+    dim: int = 192  # width of a video token
+    num_heads: int = 6
+    num_layers: int = 6
+    ffn_dim: int = 768  # of a dense feed-forward; unused with token experts
+    in_channels: int = 16  # of the latents, in and out
+    patch_size: Grid = (1, 1, 1)  # latent frames, rows and columns per token
+    text_dim: int = 192  # width of prompt_embeds
+    text_len: int = 64  # prompt tokens with padding
+    freq_dim: int = 256  # of the sinusoidal timestep
+    eps: float = 1e-6
+    attention: Literal["factorised", "full"] = "factorised"
+    spatial_windows: tuple[int | None, ...] = (2, 3, 4, 6, None, None)  # radius per layer
+    temporal_windows: tuple[int | None, ...] = (1, 1, 2, 2, None, None)  # None sees everything
+    num_experts: int = 10  # token experts per layer; 0 is a dense feed-forward
+    top_k: int = 3  # token experts that work on one token
+    expert_dim: int = 256  # 4/3·dim: three together are as wide as a dense 4·dim
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or self.head_dim % 2:
+            raise ConfigError(
+                f"dim={self.dim} cannot be split into num_heads={self.num_heads} heads of even "
+                f"width: use a multiple of {2 * self.num_heads}"
+            )
+        if self.attention not in ("factorised", "full"):
+            raise ConfigError(f"attention={self.attention!r}: use 'factorised' or 'full'")
+        if self.attention == "factorised":
+            for name in ("spatial_windows", "temporal_windows"):
+                if len(getattr(self, name)) != self.num_layers:
+                    raise ConfigError(
+                        f"{name} names {len(getattr(self, name))} layers and num_layers is "
+                        f"{self.num_layers}: give one radius (or None) per layer"
+                    )
+        if self.num_experts and not 1 <= self.top_k <= self.num_experts:
+            raise ConfigError(
+                f"top_k={self.top_k} of num_experts={self.num_experts}: use 1..{self.num_experts}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.num_heads
+
+
+class Modulation(NamedTuple):
+    """How the noise level steers one sublayer; each `[b, 1, c]`, in float32."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+    def __call__(self, normed: Tensor) -> Tensor:  # [b l c] -> [b l c]
+        """Shift and scale what goes into the sublayer."""
+        return (normed * (1 + self.scale) + self.shift).to(normed.dtype)
+
+
+class Block(nn.Module):
+    """Look around, look at the words, think; each step added to the residual stream.
+
+    Args:
+        config: sizes.
+        layer: index of this block, which selects its windows.
+    """
+
+    def __init__(self, config: DiTConfig, layer: int) -> None:
+        super().__init__()
+        dim, heads, eps = config.dim, config.num_heads, config.eps
+        self.norm1 = LayerNorm(dim, eps, elementwise_affine=False)
+        if config.attention == "full":
+            self.self_attn = Attention(dim, heads, "full", eps=eps)
+            self.looks = ("self_attn",)
+        else:
+            self.spatial_attn = Attention(
+                dim, heads, "spatial", config.spatial_windows[layer], eps
+            )
+            self.temporal_attn = Attention(
+                dim, heads, "temporal", config.temporal_windows[layer], eps
+            )
+            self.looks = ("spatial_attn", "temporal_attn")
+        self.norm2 = LayerNorm(dim, eps, elementwise_affine=True)
+        self.cross_attn = Attention(dim, heads, "cross", eps=eps)
+        self.norm3 = LayerNorm(dim, eps, elementwise_affine=False)
+        if config.num_experts:
+            self.moe = MixtureOfExperts(dim, config.expert_dim, config.num_experts, config.top_k)
+        else:
+            self.ffn = FeedForward(dim, config.ffn_dim)
+        self.num_sublayers = len(self.looks) + 1  # modulated ones; cross-attention is not
+        self.scale_shift_table = nn.Parameter(
+            torch.randn(1, 3 * self.num_sublayers, dim) / math.sqrt(dim)
+        )
+        self.resid_pre, self.resid_post = nn.Identity(), nn.Identity()  # taps
+
+    def forward(
+        self, x: Tensor, prompt: Tensor, time: Tensor, rotary: Tensor, grid: Grid
+    ) -> Tensor:
+        """One round of attention and thought.
+
+        Args:
+            x: `[b, l, c]` video tokens.
+            prompt: `[b, p, c]` prompt tokens.
+            time: `[b, 3·sublayers, c]` the noise level, shared by all blocks.
+            rotary: positions, from `rope.rotary_table`.
+            grid: (f, h, w), f·h·w = l.
+
+        Returns:
+            `[b, l, c]`.
+        """
+        x = self.resid_pre(x)
+        rows = (self.scale_shift_table.float() + time).chunk(3 * self.num_sublayers, dim=1)
+        *looking, thinking = (
+            Modulation(*rows[i : i + 3]) for i in range(0, 3 * self.num_sublayers, 3)
+        )
+        for name, modulation in zip(self.looks, looking, strict=True):
+            attend = getattr(self, name)
+            seen = attend(modulation(self.norm1(x)), grid=grid, rotary=rotary)
+            x = x + (modulation.gate * seen).to(x.dtype)
+        x = x + self.cross_attn(self.norm2(x), self.cross_attn.keys_values(prompt))
+        think = self.moe if hasattr(self, "moe") else self.ffn
+        thought = think(thinking(self.norm3(x)))
+        x = x + (thinking.gate * thought).to(x.dtype)
+        return self.resid_post(x)
+
+
+class DiT(nn.Module):
+    """Predict the velocity `noise - video` of noisy latents under a prompt.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        patch = math.prod(config.patch_size)
+        self.patch_embedding = nn.Linear(config.in_channels * patch, dim)
+        self.text_embedder = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedder = nn.Sequential(
+            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_embed = nn.Identity()  # tap
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        sublayers = 3 if config.attention == "factorised" else 2
+        self.time_proj = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * sublayers * dim))
+        self.norm_out = LayerNorm(dim, config.eps, elementwise_affine=False)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / math.sqrt(dim))
+        self.proj_out = nn.Linear(dim, config.in_channels * patch)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier for every matrix, N(0, 0.02) for time, zero for the output: it starts silent."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for part in (self.time_embedder, self.time_proj):
+            for module in part:
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.proj_out.weight)
+
+    def forward(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """Predict the velocity.
+
+        Args:
+            latents: `[b, c, f, h, w]` noisy latents.
+            timestep: `[b]` in [0, 1000]: 1000 times sigma.
+            prompt_embeds: `[b, p, text_dim]`; padding rows are zero and are attended, as in Wan.
+
+        Returns:
+            `[b, c, f, h, w]` velocity.
+
+        Raises:
+            ConfigError: where the latents do not fit `patch_size` or `in_channels`.
+        """
+        grid = self.grid(latents)
+        pf, ph, pw = self.config.patch_size
+        x = rearrange(
+            latents,
+            "b c (f pf) (h ph) (w pw) -> b (f h w) (c pf ph pw)",
+            pf=pf, ph=ph, pw=pw,
+        )  # fmt: skip
+        x = self.patch_embedding(x)  # b l c
+        prompt = self.text_embedder(prompt_embeds)  # b p c
+        waves = sinusoids(timestep, self.config.freq_dim).to(x.dtype)
+        embed = self.time_embed(self.time_embedder(waves))  # b c
+        time = self.time_proj(embed).float().unflatten(1, (-1, self.config.dim))
+        rotary = rotary_table(grid, self.config.head_dim).to(x.device)
+        for block in self.blocks:
+            x = block(x, prompt, time, rotary, grid)
+        shift, scale = (self.scale_shift_table.float() + embed.float()[:, None]).chunk(2, dim=1)
+        x = (self.norm_out(x) * (1 + scale) + shift).to(x.dtype)
+        f, h, w = grid
+        return rearrange(
+            self.proj_out(x),
+            "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)",
+            f=f, h=h, w=w, pf=pf, ph=ph, pw=pw,
+        )  # fmt: skip
+
+    def grid(self, latents: Tensor) -> Grid:
+        """Token grid (f, h, w) of latents `[b, c, f, h, w]`.
+
+        Args:
+            latents: what the denoiser is to be given.
+
+        Returns:
+            Frames, rows and columns in tokens.
+
+        Raises:
+            ConfigError: where the latents do not fit `patch_size` or `in_channels`.
+        """
+        sizes, patches = latents.shape[2:], self.config.patch_size
+        if latents.ndim != 5 or latents.shape[1] != self.config.in_channels:
+            raise ConfigError(
+                f"latents are shaped {tuple(latents.shape)}; this denoiser takes "
+                f"[b, {self.config.in_channels}, f, h, w]"
+            )
+        if any(size % patch for size, patch in zip(sizes, patches, strict=True)):
+            raise ConfigError(
+                f"latents of {tuple(sizes)} frames, rows, columns cannot be cut into patches of "
+                f"{patches}: use multiples"
+            )
+        f, h, w = (size // patch for size, patch in zip(sizes, patches, strict=True))
+        return f, h, w
+
+
+def sinusoids(timestep: Tensor, dim: int) -> Tensor:
+    """Cosines and sines of the timestep at geometric wavelengths, arXiv 1706.03762 section 3.5.
+
+    Args:
+        timestep: `[b]`.
+        dim: even number of features.
+
+    Returns:
+        `[b, dim]` float32, cosines first.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    angles = timestep.double()[:, None] * 1e4**-exponents
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()

@@ -1,0 +1,94 @@
+"""Feed-forward layers: one dense network, or ten small ones of which three work on each token.
+
+Source: Shazeer et al. 2017, arXiv 1701.06538; load balancing: Switch Transformer, arXiv 2101.03961,
+equation 4; z-loss: ST-MoE, arXiv 2202.08906, equation 5. Wan2.2's own "mixture of experts" is
+another thing, two whole denoisers switched by noise level: see pipeline.py.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class RouterLosses(NamedTuple):
+    """What training adds to keep the router healthy; scalars, zero for dense layers."""
+
+    balance: Tensor  # 1 when every token expert gets the same share, num_experts when one gets all
+    z: Tensor  # mean squared log-partition of the router, keeps its logits small
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a tanh-GELU.
+
+    Args:
+        dim: width of the tokens.
+        hidden: width in between.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.activation = nn.GELU(approximate="tanh")
+        self.down = nn.Linear(hidden, dim)
+        self.out = nn.Identity()  # tap
+
+    def forward(self, x: Tensor) -> Tensor:  # [... c] -> [... c]
+        return self.out(self.down(self.activation(self.up(x))))
+
+
+class MixtureOfExperts(nn.Module):
+    """A router sends each token to its `top_k` token experts and mixes their answers.
+
+    Only the chosen experts are computed: tokens are sorted by expert and each expert sees one
+    contiguous slice, so there is no loop over tokens.
+
+    Args:
+        dim: width of the tokens.
+        hidden: width of one expert.
+        num_experts: how many there are.
+        top_k: how many work on a token.
+    """
+
+    def __init__(self, dim: int, hidden: int, num_experts: int, top_k: int) -> None:
+        super().__init__()
+        self.num_experts, self.top_k = num_experts, top_k
+        self.router = nn.Linear(dim, num_experts, bias=False)
+        self.experts = nn.ModuleList(FeedForward(dim, hidden) for _ in range(num_experts))
+        self.router_logits, self.expert_ids, self.out = (nn.Identity() for _ in range(3))  # taps
+        self.losses: RouterLosses | None = None  # of the last forward in training mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Route, compute, and mix.
+
+        Args:
+            x: `[b, l, c]` tokens.
+
+        Returns:
+            `[b, l, c]`.
+        """
+        logits = self.router_logits(self.router(x).float())  # [b, l, expert]
+        ids = self.expert_ids(logits.topk(self.top_k, dim=-1).indices)  # [b, l, topk]
+        weights = logits.gather(-1, ids).softmax(-1).to(x.dtype)  # [b, l, topk], sums to 1
+        if self.training:
+            self.losses = self._losses(logits, ids)
+
+        tokens = x.flatten(0, -2)  # [b·l, c]
+        order = ids.flatten().argsort(stable=True)  # slots of one expert become neighbours
+        sizes = ids.flatten().bincount(minlength=self.num_experts).tolist()
+        rows = order // self.top_k  # the token behind each slot
+        slices = tokens[rows].split(sizes)
+        answers = torch.cat(
+            [expert(part) for expert, part in zip(self.experts, slices, strict=True) if len(part)]
+        )
+        answers = answers * weights.flatten()[order, None]
+        mixed = torch.zeros_like(tokens, dtype=answers.dtype).index_add(0, rows, answers)
+        return self.out(mixed.view_as(x))
+
+    def _losses(self, logits: Tensor, ids: Tensor) -> RouterLosses:
+        share = ids.flatten().bincount(minlength=self.num_experts) / ids.numel()
+        wish = logits.softmax(-1).flatten(0, -2).mean(0)
+        return RouterLosses(
+            balance=self.num_experts * (share * wish).sum(),
+            z=logits.logsumexp(-1).square().mean(),
+        )

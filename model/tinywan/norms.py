@@ -1,0 +1,38 @@
+"""Root-mean-square normalisation, in float32 whatever the input."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the last axis, then scale.
+
+    Source: Zhang & Sennrich 2019, arXiv 1910.07467. Wan puts it on queries and keys over the whole
+    width, before the heads are split.
+
+    Args:
+        dim: width of the last axis.
+        eps: added to the mean square; Wan uses 1e-6.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:  # [... dim] -> [... dim]
+        return nn.functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(
+            x.dtype
+        )
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` computed in float32 and cast back, as Wan does under bfloat16."""
+
+    def forward(self, input: Tensor) -> Tensor:  # [... dim] -> [... dim]
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        out = nn.functional.layer_norm(
+            input.float(), self.normalized_shape, weight, bias, self.eps
+        )
+        return out.to(input.dtype)

@@ -1,0 +1,419 @@
+"""From a prompt to a video: encode the words, walk from noise to latents, decode them.
+
+The call follows diffusers' `WanPipeline`. What differs is said in model/README.md; the largest
+difference is that guidance runs both branches as one batch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tinywan import checkpoint
+from tinywan.dit import DiT
+from tinywan.errors import ConfigError, DeviceError, PromptError
+from tinywan.presets import ModelConfig, preset
+from tinywan.sampling import make_sampler
+from tinywan.text import TextEncoder, UnigramTokenizer
+from tinywan.vae import CausalVAE, check_video_size
+
+NoiseExpert = Literal["high", "low"]
+Branch = Literal["cond", "uncond"]
+StepCallback = Callable[["TextToVideoPipeline", int, float, dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What was asked of the pipeline, for those who watch it."""
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    height: int  # pixels
+    width: int
+    num_frames: int  # pixel frames, 1 + 4k
+    num_inference_steps: int
+    guidance_scale: float  # of the high-noise expert
+    guidance_scale_2: float  # of the low-noise expert
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """Which call of the denoiser is under way, for those who watch it."""
+
+    step: int  # 0-based
+    sigma: float  # noise level in [0, 1]
+    timestep: float  # 1000·sigma
+    noise_expert: NoiseExpert
+    branches: tuple[Branch, ...]  # the rows of the batch are split evenly among them, in order
+
+
+@dataclass(frozen=True)
+class VideoOutput:
+    """What the pipeline returns.
+
+    Args:
+        frames: float32 numpy `[b, F, H, W, 3]` in [0, 1]; or latents, torch `[b, c, f, h, w]`.
+    """
+
+    frames: Any
+
+
+class TextToVideoPipeline:
+    """A text-to-video model, ready to draw.
+
+    Args:
+        config: sizes and defaults.
+        tokenizer: splits prompts.
+        text_encoder: reads them.
+        vae: between pixels and latents; stays in float32.
+        transformer: the denoiser of high noise levels.
+        transformer_2: the denoiser of low noise levels; may be the same object.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: UnigramTokenizer,
+        text_encoder: TextEncoder,
+        vae: CausalVAE,
+        transformer: DiT,
+        transformer_2: DiT,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder.eval()
+        self.vae = vae.eval()
+        self.transformer = transformer.eval()
+        self.transformer_2 = transformer_2.eval()
+        self.scheduler = make_sampler(config.sampler, config.shift)
+        names = ("prompt_embeds", "latents", "noise_pred", "frames")
+        self.taps = nn.ModuleDict({name: nn.Identity() for name in names})
+        self.current_request: GenerationRequest | None = None
+        self.current_call: DenoiserCall | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "TextToVideoPipeline":
+        """Load a checkpoint; without a path the one that comes with the package.
+
+        Args:
+            path: folder that `save_pretrained` or training wrote.
+            device: "cpu", "cuda", "cuda:1", "mps", …
+            dtype: of the text encoder and the denoiser.
+
+        Returns:
+            A pipeline.
+
+        Raises:
+            CheckpointError: where the folder is missing, damaged or foreign.
+            DeviceError: where this machine has no such device.
+        """
+        folder = checkpoint.SHIPPED if path is None else Path(path)
+        config, sums = checkpoint.read_config(folder)
+        pipe = cls._build(config, checkpoint.load_tokenizer(folder), "transformer_2.safetensors" in sums)
+        for name, module in pipe._modules().items():
+            checkpoint.load_module(folder, name, module, sums)
+        return pipe.to(device, dtype)
+
+    @classmethod
+    def from_preset(cls, name: str, seed: int = 0) -> "TextToVideoPipeline":
+        """Random weights at a preset's sizes, with the shipped tokenizer.
+
+        Args:
+            name: "debug", "tiny", "small".
+            seed: of the weights; the global generator is left as it was.
+
+        Returns:
+            A pipeline in float32 on the CPU.
+        """
+        config = preset(name)
+        tokenizer = checkpoint.load_tokenizer(checkpoint.SHIPPED)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pipe = cls._build(checkpoint.fitted(config, tokenizer), tokenizer, two_experts=True)
+            for transformer in (pipe.transformer, pipe.transformer_2):
+                nn.init.normal_(transformer.proj_out.weight, std=0.02)  # else it stays silent
+        return pipe
+
+    @classmethod
+    def _build(
+        cls, config: ModelConfig, tokenizer: UnigramTokenizer, two_experts: bool
+    ) -> "TextToVideoPipeline":
+        transformer = DiT(config.dit)
+        return cls(
+            config,
+            tokenizer,
+            TextEncoder(config.text),
+            CausalVAE(config.vae),
+            transformer,
+            DiT(config.dit) if two_experts else transformer,
+        )
+
+    def _modules(self) -> dict[str, nn.Module]:
+        modules: dict[str, nn.Module] = {
+            "text_encoder": self.text_encoder,
+            "vae": self.vae,
+            "transformer": self.transformer,
+        }
+        if self.transformer_2 is not self.transformer:
+            modules["transformer_2"] = self.transformer_2
+        return modules
+
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write a checkpoint that `from_pretrained` reads.
+
+        Args:
+            path: folder, made if missing.
+            dtype: in which the weights are stored.
+        """
+        checkpoint.save_checkpoint(
+            Path(path), self.config, self.tokenizer, self._modules(), dtype
+        )
+
+    def to(
+        self, device: str | torch.device, dtype: torch.dtype | None = None
+    ) -> "TextToVideoPipeline":
+        """Move the model.
+
+        Args:
+            device: "cpu", "cuda", …
+            dtype: of text encoder and denoiser; None keeps it.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            DeviceError: where this machine has no such device.
+        """
+        found = find_device(device)
+        dtype = self.dtype if dtype is None else dtype
+        for name, module in self._modules().items():
+            module.to(found, torch.float32 if name == "vae" else dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return self.transformer.proj_out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the denoiser computes."""
+        return self.transformer.proj_out.weight.dtype
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """What the denoiser reads of the prompts.
+
+        Args:
+            prompts: texts in English or Chinese.
+
+        Returns:
+            `[b, p, c]` prompt_embeds; rows after end-of-text are zero.
+        """
+        ids, mask = self.tokenizer(list(prompts))
+        return self.text_encoder(ids.to(self.device), mask.to(self.device))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 4.0,
+        guidance_scale_2: float | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        output_type: Literal["np", "latent"] = "np",
+        callback_on_step_end: StepCallback | None = None,
+        progress_bar: bool = True,
+    ) -> VideoOutput:
+        """Draw a video, or one for each of several prompts.
+
+        Args:
+            prompt: what to draw.
+            negative_prompt: what to stay away from; used where guidance is on.
+            height: pixels, a multiple of 8; the model's own by default, as are the next three.
+            width: pixels, a multiple of 8.
+            num_frames: 1 + 4k.
+            num_inference_steps: calls of the denoiser.
+            guidance_scale: of the high-noise expert; 1 is off (arXiv 2207.12598).
+            guidance_scale_2: of the low-noise expert; as the other by default.
+            seed: for the same video again; instead of `generator`.
+            generator: source of the first noise, on the CPU or on the device.
+            output_type: "np" for pixels, "latent" for normalised latents.
+            callback_on_step_end: called as `f(pipe, step, timestep, {"latents": …})` after each
+                step; latents in the dict that it returns replace the current ones.
+            progress_bar: show one.
+
+        Returns:
+            The frames.
+
+        Raises:
+            PromptError: for an empty prompt.
+            ConfigError: for sizes, steps or a seed that cannot work.
+        """
+        request = self._request(
+            prompt, negative_prompt, height, width, num_frames, num_inference_steps,
+            guidance_scale, guidance_scale_2, seed,
+        )  # fmt: skip
+        if seed is not None and generator is not None:
+            raise ConfigError("seed and generator were both given: use one of them")
+        if output_type not in ("np", "latent"):
+            raise ConfigError(f"output_type={output_type!r}: use 'np' or 'latent'")
+        self.current_request = request
+        try:
+            latents = self._denoise(
+                request, self._noise(request, generator), callback_on_step_end, progress_bar
+            )
+            if output_type == "latent":
+                return VideoOutput(latents)
+            video = (self.vae.decode(latents) + 1) / 2
+            frames = self.taps["frames"](rearrange(video.clamp(0, 1), "b c F H W -> b F H W c"))
+            return VideoOutput(np.ascontiguousarray(frames.cpu().numpy()))
+        finally:
+            self.current_request = self.current_call = None
+
+    def _request(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str],
+        height: int | None,
+        width: int | None,
+        num_frames: int | None,
+        num_inference_steps: int | None,
+        guidance_scale: float,
+        guidance_scale_2: float | None,
+        seed: int | None,
+    ) -> GenerationRequest:
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
+            raise PromptError(
+                "the prompt is empty: say what to draw, e.g. "
+                "'a woman in a red qipao walks in the rain with an umbrella'"
+            )
+        negatives = (
+            (negative_prompt,) * len(prompts)
+            if isinstance(negative_prompt, str)
+            else tuple(negative_prompt)
+        )
+        if len(negatives) != len(prompts):
+            raise PromptError(
+                f"{len(prompts)} prompts and {len(negatives)} negative prompts: give one for "
+                "each, or a single one for all"
+            )
+        if seed is not None and not 0 <= seed < 2**63:
+            raise ConfigError(f"seed={seed} cannot seed a generator: use 0 or more, e.g. 7")
+        config = self.config
+        request = GenerationRequest(
+            prompts=prompts,
+            negative_prompts=negatives,
+            height=config.height if height is None else height,
+            width=config.width if width is None else width,
+            num_frames=config.num_frames if num_frames is None else num_frames,
+            num_inference_steps=(
+                config.num_inference_steps if num_inference_steps is None else num_inference_steps
+            ),
+            guidance_scale=guidance_scale,
+            guidance_scale_2=guidance_scale if guidance_scale_2 is None else guidance_scale_2,
+            seed=seed,
+        )
+        check_video_size(request.num_frames, request.height, request.width)
+        for name in ("guidance_scale", "guidance_scale_2"):
+            scale = getattr(request, name)
+            if not (math.isfinite(scale) and scale >= 1):
+                raise ConfigError(f"{name}={scale} cannot guide: use 1 (off) or more, e.g. 4")
+        return request
+
+    def _noise(self, request: GenerationRequest, generator: torch.Generator | None) -> Tensor:
+        if request.seed is not None:
+            generator = torch.Generator().manual_seed(request.seed)
+        stride_f, stride_h, stride_w = self.vae.stride
+        shape = (
+            len(request.prompts),
+            self.config.dit.in_channels,
+            (request.num_frames - 1) // stride_f + 1,
+            request.height // stride_h,
+            request.width // stride_w,
+        )
+        source = "cpu" if generator is None else generator.device
+        return torch.randn(shape, generator=generator, device=source).to(self.device)
+
+    def _denoise(
+        self,
+        request: GenerationRequest,
+        latents: Tensor,
+        callback: StepCallback | None,
+        progress_bar: bool,
+    ) -> Tensor:
+        self.scheduler.set_timesteps(request.num_inference_steps, self.device)
+        scales = {"high": request.guidance_scale, "low": request.guidance_scale_2}
+        embeds = self.encode_prompt(request.prompts)
+        if max(scales.values()) > 1:
+            embeds = torch.cat([embeds, self.encode_prompt(request.negative_prompts)])
+        embeds = self.taps["prompt_embeds"](embeds)
+        sigmas = self.scheduler.sigmas.tolist()
+        timesteps = self.scheduler.timesteps.tolist()
+        for step, timestep in enumerate(
+            tqdm(timesteps, desc="denoising", unit="step", disable=not progress_bar)
+        ):
+            high = timestep >= self.config.boundary_ratio * 1000
+            expert: NoiseExpert = "high" if high else "low"
+            guided = scales[expert] > 1
+            branches: tuple[Branch, ...] = ("cond", "uncond") if guided else ("cond",)
+            self.current_call = DenoiserCall(step, sigmas[step], timestep, expert, branches)
+            latents = self.taps["latents"](latents)
+            transformer = self.transformer if high else self.transformer_2
+            rows = len(branches) * len(request.prompts)
+            predicted = transformer(
+                latents.repeat(len(branches), 1, 1, 1, 1).to(self.dtype),
+                torch.full((rows,), timestep, device=self.device),
+                embeds[:rows],
+            ).float()
+            if guided:
+                cond, uncond = predicted.chunk(2)
+                predicted = uncond + scales[expert] * (cond - uncond)
+            predicted = self.taps["noise_pred"](predicted)
+            latents = self.scheduler.step(predicted, step, latents)
+            if callback is not None:
+                changed = callback(self, step, timestep, {"latents": latents}) or {}
+                latents = changed.get("latents", latents)
+        return latents
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Check that this machine has a device.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "mps", …
+
+    Returns:
+        The device.
+
+    Raises:
+        DeviceError: naming those that there are.
+    """
+    have = ["cpu"]
+    if torch.cuda.is_available():
+        have += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        have.append("mps")
+    if str(device) not in have:
+        raise DeviceError(f"this machine has no device {str(device)!r}: use {', '.join(have)}")
+    return torch.device(device)

@@ -1,0 +1,123 @@
+"""The sizes of one architecture, from a test's to Wan2.2's."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tinywan.dit import DiTConfig
+from tinywan.errors import CheckpointError, ConfigError
+from tinywan.text import TextEncoderConfig
+from tinywan.vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that a pipeline is built from, except the weights."""
+
+    name: str
+    text: TextEncoderConfig
+    vae: VAEConfig
+    dit: DiTConfig
+    height: int = 96  # pixels, of a clip unless the caller says otherwise
+    width: int = 96
+    num_frames: int = 17  # 1 + 4k
+    fps: int = 8
+    num_inference_steps: int = 20
+    shift: float = 3.0  # of the noise levels, in training and sampling
+    boundary_ratio: float = 0.875  # noise levels from here up belong to the high-noise expert
+    sampler: str = "unipc"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
+        """Read what `to_dict` wrote.
+
+        Args:
+            fields: as parsed from JSON.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            CheckpointError: where a field is missing or unknown.
+        """
+
+        def tuples(part: dict[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
+
+        try:
+            return cls(
+                **{
+                    **fields,
+                    "text": TextEncoderConfig(**tuples(fields["text"])),
+                    "vae": VAEConfig(**tuples(fields["vae"])),
+                    "dit": DiTConfig(**tuples(fields["dit"])),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"this is not the configuration of a tinywan of this version: {error}"
+            ) from error
+
+
+TINY = ModelConfig("tiny", TextEncoderConfig(), VAEConfig(), DiTConfig())
+
+PRESETS = {
+    "tiny": TINY,
+    "small": replace(
+        TINY,
+        name="small",
+        height=128,
+        width=128,
+        num_frames=33,
+        vae=VAEConfig(encoder_widths=(96, 192), decoder_widths=(128, 256)),
+        dit=DiTConfig(
+            dim=384,
+            num_heads=8,
+            num_layers=10,
+            ffn_dim=1536,
+            expert_dim=512,
+            spatial_windows=(2, 2, 3, 3, 5, 5, 7, 7, None, None),
+            temporal_windows=(1, 1, 1, 2, 2, 2, 4, 4, None, None),
+        ),
+    ),
+    "debug": ModelConfig(
+        "debug",
+        TextEncoderConfig(dim=32, num_heads=2, num_layers=1, ffn_dim=64),
+        VAEConfig(encoder_widths=(8, 16), decoder_widths=(8, 16), encoder_depth=1, decoder_depth=1),
+        DiTConfig(
+            dim=32,
+            num_heads=2,
+            num_layers=2,
+            ffn_dim=128,
+            text_dim=32,
+            freq_dim=32,
+            spatial_windows=(2, None),
+            temporal_windows=(1, None),
+            expert_dim=44,
+        ),
+        height=32,
+        width=32,
+        num_frames=9,
+        num_inference_steps=4,
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """Look up a preset.
+
+    Args:
+        name: one of `PRESETS`.
+
+    Returns:
+        Its configuration.
+
+    Raises:
+        ConfigError: for another name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset is called {name!r}: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,116 @@
+"""A contact sheet: one frame of each of many scenes, enlarged, with its caption below."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from tinywan.errors import ConfigError
+from tinywan.theatre.caption import Language, caption
+from tinywan.theatre.painter import render
+from tinywan.theatre.scene import Scene
+
+_CJK_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansSC-Regular.otf",
+    "wqy-microhei.ttc",
+    "PingFang.ttc",
+    "msyh.ttc",
+)
+_PAPER, _INK = (250, 248, 243), (40, 38, 44)
+
+
+@cache
+def _font(language: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
+    """A font that has the language's letters, or None where this machine has none."""
+    if language == "en":
+        return ImageFont.load_default(size)
+    for name in _CJK_FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return None
+
+
+def picture_sheet(
+    pictures: Sequence[npt.NDArray[np.uint8]],
+    captions: Sequence[str],
+    columns: int = 4,
+    scale: int = 3,
+) -> Image.Image:
+    """Lay out pictures with a caption below each.
+
+    Args:
+        pictures: uint8 [H, W, 3] each, all of one size.
+        captions: one each; Chinese ones are left blank where no Chinese font is installed.
+        columns: pictures in a row.
+        scale: each pixel is drawn this large.
+
+    Raises:
+        ConfigError: there is nothing to lay out.
+    """
+    if not pictures or columns < 1 or scale < 1:
+        raise ConfigError(
+            f"a sheet of {len(pictures)} pictures in {columns} columns at scale {scale} "
+            "cannot be drawn: use at least one of each"
+        )
+    height, width = (side * scale for side in pictures[0].shape[:2])
+    gap, size = 8, 13
+    line = size + 4
+    wrapped = [_wrap(text, size, width) for text in captions]
+    foot = line * max(len(lines) for lines in wrapped) + 4
+    rows = -(-len(pictures) // columns)
+    wide = min(columns, len(pictures)) * (width + gap) + gap
+    sheet = Image.new("RGB", (wide, rows * (height + foot + gap) + gap), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, lines) in enumerate(zip(pictures, wrapped, strict=True)):
+        x = gap + number % columns * (width + gap)
+        y = gap + number // columns * (height + foot + gap)
+        enlarged = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (x, y))
+        for place, text in enumerate(lines):
+            font = _font("en" if text.isascii() else "zh", size)
+            if font is not None:
+                draw.text((x, y + height + 3 + place * line), text, fill=_INK, font=font)
+    return sheet
+
+
+def _wrap(text: str, size: int, width: int) -> list[str]:
+    """Break a caption into lines, English at spaces, Chinese anywhere."""
+    lines, current = [], ""
+    for piece in text.replace(" ", " \n").split("\n") if text.isascii() else list(text):
+        wide = sum(
+            0.56 * size if letter.isascii() else size for letter in (current + piece).rstrip()
+        )
+        if current and wide > width:
+            lines.append(current.rstrip())
+            current = ""
+        current += piece
+    return [*lines, current.rstrip()]
+
+
+def contact_sheet(
+    scenes: Sequence[Scene],
+    language: Language = "en",
+    columns: int = 4,
+    frame: int = 8,
+    size: int = 96,
+    scale: int = 3,
+) -> Image.Image:
+    """Draw one frame of each scene with its caption.
+
+    Args:
+        scenes: what to draw.
+        language: of the captions, "en" or "zh".
+        columns: scenes in a row.
+        frame: which frame, from 0.
+        size: height and width of a clip in pixels.
+        scale: each pixel is drawn this large.
+    """
+    pictures = [render(scene, frame + 1, size, size).frames[frame] for scene in scenes]
+    return picture_sheet(
+        pictures, [caption(scene, language).text for scene in scenes], columns, scale
+    )

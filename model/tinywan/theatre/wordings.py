@@ -1,0 +1,221 @@
+"""The words of the captions: one table per factor and language.
+
+`[eaves:屋檐]` marks 屋檐 as a mention of the part "eaves"; `{}` is filled in. The first wording of every list
+is the usual one.
+"""
+
+ZH_SUBJECT = {
+    "woman": (
+        "一位{}的[subject:女子]",
+        "一个{}的[subject:女人]",
+        "一位{}的[subject:女士]",
+        "一位{}的[subject:姑娘]",
+    ),
+    "man": (
+        "一个{}的[subject:男子]",
+        "一位{}的[subject:男子]",
+        "一个{}的[subject:男人]",
+        "一位{}的[subject:先生]",
+    ),
+    "child": ("一个{}的[subject:孩子]", "一个{}的[subject:小孩]", "一名{}的[subject:儿童]"),
+    "dog": ("一只{}的[subject:小狗]", "一条{}的[subject:狗]", "一只{}的[subject:狗]"),
+}
+ZH_GARMENT = {
+    "qipao": "旗袍",
+    "coat": "大衣",
+    "shirt": "衬衫",
+    "raincoat": "雨衣",
+    "sweater": "毛衣",
+    "vest": "背心",
+}
+ZH_COLOR = {
+    "red": "红色",
+    "yellow": "黄色",
+    "green": "绿色",
+    "blue": "蓝色",
+    "purple": "紫色",
+    "pink": "粉色",
+}
+ZH_PLACE = {
+    "alley": (
+        "在江南小[place:巷]里",
+        "在江南的[place:小巷]里",
+        "在江南的[place:巷子]里",
+        "在江南的石板[place:巷]中",
+    ),
+    "park": ("在[place:公园]里", "在[place:公园]中"),
+    "beach": ("在[place:海滩]上", "在[place:海边]", "在[place:沙滩]上"),
+    "street": (
+        "在夜晚的[place:街道]上",
+        "在夜晚的[place:街头]",
+        "在夜色中的[place:街道]上",
+        "在夜里的[place:街]上",
+    ),
+}
+ZH_RAINY_ALLEY = (
+    "在江南[rain:雨][place:巷]",
+    "在江南的[rain:雨][place:巷]里",
+    "在[rain:雨][place:巷]中",
+)
+ZH_PROP = {
+    "umbrella": ("撑[prop:伞]", "打着[prop:伞]", "撑着一把[prop:伞]"),
+    "lantern": ("提着[prop:灯笼]", "提着一盏[prop:灯笼]", "拿着[prop:灯笼]"),
+}
+ZH_COLORED_PROP = {
+    "umbrella": (
+        "撑着{}的[prop:伞]",
+        "打着{}的[prop:伞]",
+        "撑着一把{}的[prop:伞]",
+        "撑着一把{}[prop:雨伞]",
+    ),
+    "lantern": ("提着{}的[prop:灯笼]", "提着一盏{}的[prop:灯笼]", "拿着一盏{}[prop:灯笼]"),
+}
+ZH_ACTION = {
+    "walk": ("漫步", "散步", "行走", "慢慢地走"),
+    "run": ("奔跑", "跑步", "快跑"),
+    "stand": ("站着", "站立", "静静地站着"),
+}
+ZH_ACTION_TO = {
+    "walk": ("向{}走", "向{}行走", "往{}走", "朝{}漫步"),
+    "run": ("向{}跑", "向{}奔跑", "往{}跑", "朝{}奔跑"),
+    "stand": ("面朝{}站着", "面向{}站立", "朝{}站着"),
+}
+ZH_DIRECTION = {"left": ("左", "左边"), "right": ("右", "右边")}
+ZH_WEATHER = {
+    "rain": ("，下着[rain:雨]", "，天上下着[rain:雨]", "，[rain:雨]下个不停"),
+    "snow": ("，下着[snow:雪]", "，天上飘着[snow:雪]", "，[snow:雪花]飘落"),
+    "clear": ("，天气晴朗", "，天色晴朗"),
+}
+ZH_WEATHER_BEFORE = {
+    "rain": ("[rain:雨]中，", "[rain:雨]天，"),
+    "snow": ("[snow:雪]中，", "[snow:雪]天，"),
+    "clear": ("晴天里，", "天气晴朗，"),
+}
+ZH_BEHIND = {
+    "alley": (
+        "，背景有[road:青石板路]和[eaves:屋檐]",
+        "，背景是[wall:白墙]和[eaves:屋檐]",
+        "，脚下是[road:青石板路]",
+    ),
+    "park": (
+        "，背景有[tree:树]和[lawn:草地]",
+        "，背景有[tree:树木]和[road:小路]",
+        "，身后是[tree:树]和[sky:天空]",
+    ),
+    "beach": (
+        "，背景有[sea:大海]和[road:沙滩]",
+        "，背景是[sea:大海]和[sail:帆船]",
+        "，身后是[sea:海]和[sky:天空]",
+    ),
+    "street": (
+        "，背景有[window:窗户]和[lamp:路灯]",
+        "，背景是[wall:楼房]和[window:亮着的窗户]",
+        "，脚下是[road:马路]，身后有[lamp:路灯]",
+    ),
+}
+ZH_DRIPPING = (
+    "，背景有[road:青石板路]和[eaves:屋檐][drips:滴水]",
+    "，[eaves:屋檐]滴着[drips:水]",
+    "，背景有滴[drips:水]的[eaves:屋檐]和[road:青石板路]",
+)
+
+EN_SUBJECT = {
+    "woman": ("a [subject:woman]", "a [subject:lady]"),
+    "man": ("a [subject:man]", "a [subject:gentleman]"),
+    "child": ("a [subject:child]", "a [subject:kid]"),
+    "dog": ("a [subject:dog]", "a little [subject:dog]", "a [subject:puppy]"),
+}
+EN_WEARS = ("in a {}", "wearing a {}", "dressed in a {}")
+EN_GARMENT = {
+    "qipao": ("qipao", "cheongsam"),
+    "coat": ("coat", "overcoat"),
+    "shirt": ("shirt",),
+    "raincoat": ("raincoat",),
+    "sweater": ("sweater", "jumper"),
+    "vest": ("vest",),
+}
+EN_PLACE = {
+    "alley": (
+        "in a Jiangnan [place:alley]",
+        "in an old Jiangnan [place:alley]",
+        "along a Jiangnan [place:alley]",
+        "in a narrow [place:alley]",
+    ),
+    "park": ("in a [place:park]", "in the [place:park]"),
+    "beach": ("on a [place:beach]", "on the [place:beach]", "at the [place:seaside]"),
+    "street": (
+        "on a [place:street] at night",
+        "on a night [place:street]",
+        "on a dark [place:street]",
+    ),
+}
+EN_RAINY_ALLEY = (
+    "in a [rain:rainy] Jiangnan [place:alley]",
+    "along a [rain:rainy] Jiangnan [place:alley]",
+    "in a [rain:rainy] [place:alley]",
+)
+EN_PROP = {
+    "umbrella": (
+        "with an [prop:umbrella]",
+        "under an [prop:umbrella]",
+        "holding an [prop:umbrella]",
+    ),
+    "lantern": ("with a [prop:lantern]", "carrying a [prop:lantern]", "holding a [prop:lantern]"),
+}
+EN_COLORED_PROP = {
+    "umbrella": (
+        "with a {} [prop:umbrella]",
+        "under a {} [prop:umbrella]",
+        "holding a {} [prop:umbrella]",
+    ),
+    "lantern": (
+        "with a {} [prop:lantern]",
+        "carrying a {} [prop:lantern]",
+        "holding a {} [prop:lantern]",
+    ),
+}
+EN_ACTION = {
+    "walk": ("walks", "is walking", "strolls"),
+    "run": ("runs", "is running"),
+    "stand": ("stands", "is standing", "stands still"),
+}
+EN_DIRECTION = {
+    "move": (" to the {}", " towards the {}"),
+    "stand": (" facing {}", " and faces {}"),
+}
+EN_WEATHER = {
+    "rain": (" in the [rain:rain]", " while it [rain:rains]", " on a [rain:rainy] day"),
+    "snow": (" in the [snow:snow]", " while it [snow:snows]", " on a [snow:snowy] day"),
+    "clear": (" in clear weather", " under a clear sky"),
+}
+EN_WEATHER_AFTER = {
+    "rain": (", it is [rain:raining]", ", [rain:rain] is falling"),
+    "snow": (", it is [snow:snowing]", ", [snow:snow] is falling"),
+    "clear": (", the weather is clear",),
+}
+EN_BEHIND = {
+    "alley": (
+        ", with a [road:stone road] and [eaves:eaves] in the background",
+        ", with white [wall:walls] and tiled [eaves:eaves] behind",
+        ", on a [road:stone road]",
+    ),
+    "park": (
+        ", with [tree:trees] and a [lawn:lawn] in the background",
+        ", with [tree:trees] and a [road:path] in the background",
+        ", [tree:trees] and [sky:sky] behind",
+    ),
+    "beach": (
+        ", with the [sea:sea] and [road:sand] in the background",
+        ", with the [sea:sea] and a [sail:sailboat] behind",
+        ", the [sea:sea] and the [sky:sky] behind",
+    ),
+    "street": (
+        ", with [window:windows] and a [lamp:lamp] in the background",
+        ", with lit [window:windows] behind",
+        ", on a dark [road:road] by a [lamp:lamp]",
+    ),
+}
+EN_DRIPPING = (
+    ", with a [road:stone road] and [drips:dripping] [eaves:eaves] in the background",
+    ", [drips:water] drips from the [eaves:eaves]",
+)

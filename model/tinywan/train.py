@@ -1,0 +1,142 @@
+"""`python -m tinywan.train`: from nothing to a checkpoint, resumable after a kill at any moment.
+
+    python -m tinywan.train --out runs/tiny                      # VAE, then denoiser
+    torchrun --nproc-per-node 2 -m tinywan.train --out runs/tiny # faster on two CPU cores
+
+A run folder holds `vae/` and `denoiser/`, each with its state, TensorBoard logs and sample pictures,
+and at the end `checkpoint/`, which `TextToVideoPipeline.from_pretrained` reads.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tinywan.checkpoint import load_module, read_config
+from tinywan.errors import TinywanError
+from tinywan.pipeline import find_device
+from tinywan.presets import PRESETS, ModelConfig, preset
+from tinywan.train_denoiser import DenoiserRecipe, Phase, train_denoiser
+from tinywan.train_vae import VAERecipe, train_vae
+from tinywan.trainer import TrainerConfig, rank_and_world
+from tinywan.vae import CausalVAE
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        arguments: words after the command; None takes the process's own.
+
+    Returns:
+        The options.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tinywan.train",
+        description="Train tinywan from nothing; the same command resumes.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the run")
+    parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS), help="sizes")
+    parser.add_argument("--vae-steps", type=int, default=1300, help="steps of the VAE")
+    parser.add_argument(
+        "--vae-from", type=Path, help="take the VAE of this checkpoint instead of training one"
+    )
+    parser.add_argument("--image-steps", type=int, default=900, help="steps on single pictures")
+    parser.add_argument("--video-steps", type=int, default=1100, help="steps on clips")
+    parser.add_argument("--image-batch", type=int, default=24, help="pictures per step")
+    parser.add_argument("--video-batch", type=int, default=8, help="clips per step")
+    parser.add_argument("--micro-batch", type=int, default=2, help="clips per backward pass")
+    parser.add_argument("--sample-every", type=int, default=250, help="steps between pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--threads", type=int, help="CPU threads of each process")
+    return parser.parse_args(arguments)
+
+
+def obtain_vae(options: argparse.Namespace, config: ModelConfig, device: str) -> CausalVAE:
+    """Train the VAE, resume it, or load it from a checkpoint.
+
+    Args:
+        options: from `parse_arguments`.
+        config: sizes.
+        device: where it goes.
+
+    Returns:
+        The VAE in evaluation mode.
+    """
+    if options.vae_from is not None:
+        found, sums = read_config(options.vae_from)
+        vae = CausalVAE(found.vae)
+        load_module(options.vae_from, "vae", vae, sums)
+        return vae.to(device).eval()
+    recipe = VAERecipe(
+        TrainerConfig(steps=options.vae_steps, sample_every=300),
+        seed=options.seed,
+        size=config.height,
+        crop=min(64, config.height),
+    )
+    return train_vae(options.out / "vae", recipe, config.vae, device)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train.
+
+    Args:
+        arguments: words after the command; None takes the process's own.
+
+    Returns:
+        0 when the checkpoint is written, 130 after Ctrl-C, 2 for options that cannot work.
+    """
+    options = parse_arguments(arguments)
+    torch.set_flush_denormal(True)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = options.device
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    leads = rank_and_world()[0] == 0
+    try:
+        find_device(device)
+        config = preset(options.preset)
+        vae = obtain_vae(options, config, device)
+        frames = config.num_frames
+        phases = (
+            Phase(options.image_steps, 1, options.image_batch, 4 * options.micro_batch),
+            Phase(options.video_steps, frames, options.video_batch, options.micro_batch),
+        )
+        steps = options.image_steps + options.video_steps
+        recipe = DenoiserRecipe(
+            TrainerConfig(steps=steps, lr=1.5e-3, sample_every=options.sample_every),
+            phases,
+            seed=options.seed,
+        )
+        config = replace(config, vae=vae.config)
+        pipe = train_denoiser(options.out / "denoiser", recipe, config, vae, device)
+        if leads:
+            pipe.save_pretrained(options.out / "checkpoint")
+            print(
+                f"wrote {options.out / 'checkpoint'}; use it with "
+                f"TextToVideoPipeline.from_pretrained({str(options.out / 'checkpoint')!r})"
+            )
+    except TinywanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if leads:
+            print("\nstopped and saved; the same command resumes", file=sys.stderr)
+        return 130
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Train the text encoder and the denoiser together, first on pictures, then on clips.
+
+A picture costs a fifth of a clip and teaches the words; motion comes after. Wan is trained in the
+same order (arXiv 2503.20314, section 4.4). Latents come from the frozen VAE as training goes, so
+that no clip is seen twice and nothing is stored.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tinywan import flow, theatre
+from tinywan.checkpoint import fitted
+from tinywan.dit import DiT
+from tinywan.errors import ConfigError
+from tinywan.moe import MixtureOfExperts
+from tinywan.pipeline import TextToVideoPipeline
+from tinywan.presets import ModelConfig
+from tinywan.text import TextEncoder, UnigramTokenizer
+from tinywan.trainer import Trainer, TrainerConfig, rank_and_world
+from tinywan.vae import CausalVAE
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of the curriculum."""
+
+    steps: int
+    num_frames: int  # pixel frames, 1 + 4k; 1 is a picture
+    batch: int  # clips per step
+    micro_batch: int  # clips per backward pass; bounds the memory
+
+
+@dataclass(frozen=True)
+class DenoiserRecipe:
+    """What the denoiser sees, and what it is asked for."""
+
+    trainer: TrainerConfig
+    phases: tuple[Phase, ...]
+    drop_prompt: float = 0.1  # share of captions replaced by "", for guidance
+    balance: float = 0.01  # weight of the router's load balance
+    z: float = 0.001  # weight of the router's z-loss
+    seed: int = 0
+
+    def phase(self, step: int) -> Phase:
+        """The part of the curriculum that `step` belongs to."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return self.phases[-1]
+
+
+# Chinese is written without spaces; these stay tokens of their own, so that 雨 in 雨巷 is the rain.
+WORDS = tuple(
+    "旗袍 大衣 外套 衬衫 雨衣 毛衣 背心 雨伞 伞 灯笼 女子 女人 女士 姑娘 男子 男人 先生 孩子 小孩 儿童 小狗 狗 "
+    "红色 黄色 绿色 蓝色 紫色 粉色 江南 雨 雪 巷 小巷 巷子 公园 海滩 沙滩 海边 街道 街头 街 夜晚 "
+    "漫步 散步 奔跑 跑步 走 跑 站 站着 向左 向右 撑 打着 提着 穿 穿着 晴 晴朗 "
+    "背景 青石板路 石板路 屋檐 滴水 白墙 树 草地 小路 大海 海 沙 天空 窗 路灯 楼".split()
+)
+
+PROBE_PROMPTS = (
+    "一位穿红色旗袍的女子在江南雨巷撑伞漫步",
+    "a man in a green coat walks to the left on a beach with a purple lantern in clear weather",
+    "一个穿黄色雨衣的孩子在公园里撑着一把蓝色的伞站着，下着雪",
+    "a dog in a pink vest runs to the right on a street at night while it rains",
+    "一个穿蓝色衬衫的男子在公园里提着红色的灯笼向右走，天色晴朗",
+    "a woman in a purple coat stands on a beach under a yellow umbrella, it is snowing",
+)
+
+
+class Denoiser(nn.Module):
+    """What is trained: the reader of the prompt and the one who draws."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.text_encoder = TextEncoder(config.text)
+        self.transformer = DiT(config.dit)
+
+
+def is_hidden_matrix(name: str) -> bool:
+    """Whether Muon trains this 2-D parameter: the matrices inside blocks, routers excepted."""
+    return "blocks." in name and name.endswith("weight") and not (
+        "router" in name or "embedding" in name or "bias" in name
+    )
+
+
+def train_tokenizer(captions: int = 6000) -> UnigramTokenizer:
+    """Learn the tokens from captions of the theatre.
+
+    Args:
+        captions: how many scenes to describe in each language.
+
+    Returns:
+        A tokenizer in which every word of the theatre's lexicon is one token.
+    """
+    rng = np.random.default_rng(0)
+    scenes = [theatre.sample_scene(rng) for _ in range(captions)]
+    texts = [theatre.caption(s, language, rng).text for s in scenes for language in ("en", "zh")]
+    return UnigramTokenizer.train(texts, words=WORDS)
+
+
+def training_batch(
+    vae: CausalVAE, phase: Phase, size: tuple[int, int], seed: int, step: int, drop_prompt: float
+) -> tuple[Tensor, list[str]]:
+    """Latents of freshly rendered clips, and their captions.
+
+    Args:
+        vae: frozen.
+        phase: how many clips of how many frames.
+        size: pixel rows and columns.
+        seed: of the run.
+        step: batches of different steps differ, those of one step are the same.
+        drop_prompt: share of captions to replace by "".
+
+    Returns:
+        `[b, c, f, h, w]` normalised latents, and b captions; of this process's share of the batch.
+    """
+    rank, world = rank_and_world()
+    latents, captions = [], []
+    device = next(vae.parameters()).device
+    for clip in range(rank, phase.batch, world):
+        rng = np.random.default_rng([seed, 2, step, clip])
+        scene = theatre.sample_scene(rng)
+        language = ("en", "zh")[int(rng.integers(2))]
+        text = theatre.caption(scene, language, rng).text  # type: ignore[arg-type]
+        captions.append("" if rng.random() < drop_prompt else text)
+        frames = theatre.render(scene, phase.num_frames, *size).frames
+        video = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        with torch.no_grad():
+            latents.append(vae.encode(video))
+    return torch.cat(latents), captions
+
+
+def denoiser_loss(
+    model: Denoiser,
+    ids: Tensor,
+    mask: Tensor,
+    latents: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    recipe: DenoiserRecipe,
+) -> tuple[Tensor, dict[str, float]]:
+    """Squared error of the predicted velocity, and the router's losses.
+
+    Source: rectified flow, arXiv 2209.03003, equation 1; router: see moe.py.
+
+    Args:
+        model: in training.
+        ids: `[b, p]` tokens of the captions.
+        mask: `[b, p]`, True on tokens.
+        latents: `[b, c, f, h, w]` clean.
+        noise: the same shape, standard normal.
+        sigma: `[b]` noise levels.
+        recipe: weights of the router's losses.
+
+    Returns:
+        The loss, and its parts for the log.
+    """
+    noisy = flow.add_noise(latents, noise, sigma)
+    embeds = model.text_encoder(ids, mask)
+    predicted = model.transformer(noisy, sigma * flow.NUM_TRAIN_TIMESTEPS, embeds)
+    error = F.mse_loss(predicted.float(), flow.velocity(latents, noise))
+    routers = [m.losses for m in model.modules() if isinstance(m, MixtureOfExperts) and m.losses]
+    if not routers:
+        return error, {"velocity": error.item()}
+    balance = torch.stack([r.balance for r in routers]).mean()
+    z = torch.stack([r.z for r in routers]).mean()
+    figures = {"velocity": error.item(), "balance": balance.item(), "z": z.item()}
+    return error + recipe.balance * balance + recipe.z * z, figures
+
+
+def train_denoiser(
+    folder: Path, recipe: DenoiserRecipe, config: ModelConfig, vae: CausalVAE, device: str = "cpu"
+) -> TextToVideoPipeline:
+    """Train or resume, and return a pipeline with averaged weights.
+
+    Args:
+        folder: of the run.
+        recipe: what to see and how long.
+        config: sizes; the VAE's part is taken from `vae`.
+        vae: trained, in evaluation mode.
+        device: "cpu", "cuda", …
+
+    Returns:
+        The pipeline; `save_pretrained` makes a checkpoint of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rank, world = rank_and_world()
+    for phase in recipe.phases:
+        if phase.batch % world:
+            raise ConfigError(
+                f"a batch of {phase.batch} cannot be shared evenly by {world} processes: "
+                f"use a multiple of {world}"
+            )
+    if not (folder / "tokenizer.json").exists():
+        made = train_tokenizer()  # the same in every process
+        if rank == 0:
+            made.save_pretrained(folder)
+    if world > 1:
+        dist.barrier()
+    tokenizer = UnigramTokenizer.from_pretrained(folder)
+    config = fitted(config, tokenizer)
+    torch.manual_seed(recipe.seed)
+    model = Denoiser(config).to(device).train()
+    trainer = Trainer(folder, model, recipe.trainer, is_hidden_matrix)
+    trainer.resume()
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        phase = recipe.phase(step)
+        size = (config.height, config.width)
+        latents, captions = training_batch(
+            vae, phase, size, recipe.seed, step, recipe.drop_prompt
+        )
+        rank, world = rank_and_world()
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        shape = (phase.batch, *latents.shape[1:])
+        noise = torch.randn(shape, generator=generator)[rank::world].to(device)
+        sigma = flow.sample_sigma(phase.batch, config.shift, generator)[rank::world].to(device)
+        ids, mask = (x.to(device) for x in tokenizer(captions))
+        parts = torch.arange(len(latents)).split(phase.micro_batch)
+        for i, part in enumerate(parts):
+            loss, figures = denoiser_loss(
+                model, ids[part], mask[part], latents[part], noise[part], sigma[part], recipe
+            )
+            share = loss * len(part) / len(latents)
+            if i < len(parts) - 1:
+                share.backward()
+        return share, figures
+
+    def pipeline() -> TextToVideoPipeline:
+        return TextToVideoPipeline(
+            config, tokenizer, model.text_encoder, vae, model.transformer, model.transformer
+        )
+
+    def look(step: int) -> None:
+        frames = recipe.phase(step - 1).num_frames
+        draw_samples(pipeline(), folder / f"step{step:06d}.png", frames)
+
+    with trainer:
+        trainer.run(loss_of, look)
+    with trainer.averaged():
+        finished = Denoiser(config)
+        finished.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+    return TextToVideoPipeline(
+        config,
+        tokenizer,
+        finished.text_encoder,
+        vae,
+        finished.transformer,
+        finished.transformer,
+    ).to(device)
+
+
+def draw_samples(pipe: TextToVideoPipeline, path: Path, num_frames: int) -> None:
+    """A few prompts, one column each; first, middle and last frame below each other.
+
+    Args:
+        pipe: to draw with.
+        path: PNG file to write.
+        num_frames: of each clip.
+    """
+    columns = []
+    for seed, prompt in enumerate(PROBE_PROMPTS):
+        out = pipe(
+            prompt, num_frames=num_frames, num_inference_steps=12, seed=seed, progress_bar=False
+        )
+        frames = (out.frames[0] * 255).round().astype(np.uint8)
+        shown = sorted({0, num_frames // 2, num_frames - 1})
+        columns.append(np.concatenate([frames[i] for i in shown]))
+    sheet = Image.fromarray(np.concatenate(columns, axis=1))
+    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(path)

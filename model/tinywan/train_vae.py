@@ -1,0 +1,167 @@
+"""Train the causal VAE on clips of the theatre, and measure its latents."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tinywan import theatre
+from tinywan.trainer import Trainer, TrainerConfig, rank_and_world
+from tinywan.vae import CausalVAE, VAEConfig
+
+
+@dataclass(frozen=True)
+class VAERecipe:
+    """What the VAE sees, and what it is asked for."""
+
+    trainer: TrainerConfig
+    batch: int = 4  # crops per step
+    num_frames: int = 9  # short clips are enough: the convolutions reach back a few frames only
+    crop: int = 64  # pixels, of clips `size` wide
+    size: int = 96
+    kl: float = 3e-4  # weight of the Kullback-Leibler term per latent number
+    subject_weight: float = 2.0  # extra weight of pixels of the subject and its prop
+    seed: int = 0
+
+
+def training_batch(recipe: VAERecipe, step: int) -> tuple[Tensor, Tensor]:
+    """Crops of freshly rendered clips.
+
+    Args:
+        recipe: sizes and seed.
+        step: batches of different steps differ, those of one step are the same.
+
+    Returns:
+        Video `[b, 3, F, H, W]` in [-1, 1], and weights `[b, 1, F, H, W]`.
+    """
+    rank, world = rank_and_world()
+    videos, weights = [], []
+    for clip_index in range(rank, recipe.batch, world):
+        rng = np.random.default_rng([recipe.seed, 1, step, clip_index])
+        scene = theatre.sample_scene(rng)
+        clip = theatre.render(scene, recipe.num_frames, recipe.size, recipe.size)
+        important = clip.masks["subject"].copy()
+        if "prop" in clip.masks:
+            important |= clip.masks["prop"]
+        y, x = rng.integers(0, recipe.size - recipe.crop + 1, size=2)
+        window = np.s_[:, y : y + recipe.crop, x : x + recipe.crop]
+        videos.append(clip.frames[window])
+        weights.append(1 + recipe.subject_weight * important[window])
+    video = torch.from_numpy(np.stack(videos)).permute(0, 4, 1, 2, 3) / 127.5 - 1
+    weight = torch.from_numpy(np.stack(weights))[:, None].float()
+    return video, weight / weight.mean()
+
+
+def vae_loss(
+    vae: CausalVAE, video: Tensor, weight: Tensor, kl_weight: float, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Absolute and squared error of the picture, and distance of the latents from a Gaussian.
+
+    Source: Kingma & Welling, arXiv 1312.6114, equation 10.
+
+    Args:
+        vae: in training.
+        video: `[b, 3, F, H, W]` in [-1, 1].
+        weight: `[b, 1, F, H, W]`, mean 1.
+        kl_weight: of the Kullback-Leibler term.
+        generator: for the sampled latents.
+
+    Returns:
+        The loss, and its parts for the log.
+    """
+    mean, logvar = vae.posterior(video)
+    logvar = logvar.clamp(-20, 10)
+    noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean.device)
+    error = vae.reconstruct(mean + noise * (0.5 * logvar).exp()) - video
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    absolute = (weight * error.abs()).mean()
+    square = (weight * error.square()).mean()
+    psnr = 10 * torch.log10(4 / error.detach().square().mean()).item()
+    return absolute + square + kl_weight * kl, {"psnr": psnr, "kl": kl.item()}
+
+
+def train_vae(folder: Path, recipe: VAERecipe, config: VAEConfig, device: str = "cpu") -> CausalVAE:
+    """Train or resume, and return the VAE with averaged weights and measured latents.
+
+    Args:
+        folder: of the run.
+        recipe: what to see and how long.
+        config: sizes.
+        device: "cpu", "cuda", …
+
+    Returns:
+        The VAE in evaluation mode.
+    """
+    torch.manual_seed(recipe.seed)
+    vae = CausalVAE(config).to(device).train()
+    trainer = Trainer(folder, vae, recipe.trainer, is_matrix=lambda name: True)
+    trainer.resume()
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        video, weight = training_batch(recipe, step)
+        rank, world = rank_and_world()
+        seed = (recipe.seed * 1_000_003 + step) * world + rank
+        generator = torch.Generator().manual_seed(seed)
+        return vae_loss(vae, video.to(device), weight.to(device), recipe.kl, generator)
+
+    def look(step: int) -> None:
+        draw_reconstructions(vae, folder / f"step{step:06d}.png", recipe.size, device)
+
+    with trainer:
+        trainer.run(loss_of, look)
+    with trainer.averaged():
+        weights = {name: value.clone() for name, value in vae.state_dict().items()}
+        mean, std = measure_latents(vae, recipe.size, device)
+    finished = CausalVAE(replace(config, latents_mean=mean, latents_std=std))
+    finished.load_state_dict(weights)
+    return finished.to(device).eval()
+
+
+@torch.no_grad()
+def measure_latents(
+    vae: CausalVAE, size: int, device: str, clips: int = 64
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every latent channel over rendered clips.
+
+    Args:
+        vae: trained.
+        size: pixels of a clip's side.
+        device: where the VAE is.
+        clips: how many to look at.
+
+    Returns:
+        Two tuples of one number per channel.
+    """
+    rng = np.random.default_rng(1)
+    means = []
+    for _ in range(clips):
+        frames = theatre.render(theatre.sample_scene(rng), 17, size, size).frames
+        video = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        means.append(vae.posterior(video)[0].transpose(0, 1).flatten(1))
+    values = torch.cat(means, dim=1)
+    return tuple(values.mean(1).tolist()), tuple(values.std(1).tolist())
+
+
+@torch.no_grad()
+def draw_reconstructions(vae: CausalVAE, path: Path, size: int, device: str) -> None:
+    """Clips above, what the VAE makes of them below.
+
+    Args:
+        vae: to draw with.
+        path: PNG file to write.
+        size: pixels of a clip's side.
+        device: where the VAE is.
+    """
+    rng = np.random.default_rng(2)
+    columns = []
+    for _ in range(6):
+        frames = theatre.render(theatre.sample_scene(rng), 9, size, size).frames
+        video = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        seen = vae.reconstruct(vae.posterior(video)[0])[0].permute(1, 2, 3, 0)
+        drawn = ((seen.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+        columns.append(np.concatenate([frames[0], drawn[0], frames[6], drawn[6]]))
+    sheet = Image.fromarray(np.concatenate(columns, axis=1))
+    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(path)

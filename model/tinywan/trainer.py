@@ -1,0 +1,260 @@
+"""What every training run needs: two optimisers, an average of the weights, logs, and a way back.
+
+A run lives in one folder and can be killed at any moment: its state is written beside the old one
+and takes its place in one atomic rename. Every batch is drawn from (seed, step) alone, so that a
+resumed run sees what an unbroken one would have seen.
+
+Under `torchrun` every process takes its share of each batch and gradients are averaged; on a CPU,
+two processes of one thread are faster than one process of two.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tinywan.errors import CheckpointError
+from tinywan.muon import Muon
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How fast to learn, and how often to look."""
+
+    steps: int
+    lr: float = 2e-3  # of AdamW
+    muon_lr: float = 0.02
+    warmup: int = 100  # steps from 0 to the full rate
+    cooldown: float = 0.3  # share of the steps over which the rate falls linearly to a twentieth
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.999  # of the averaged weights, less during the first steps
+    save_every: float = 120.0  # seconds
+    sample_every: int = 500  # steps
+
+    def rate(self, step: int) -> float:
+        """Share of the full learning rate at `step`, in (0, 1]."""
+        start = 1 - self.cooldown
+        done = (step + 1) / self.steps
+        fall = 1.0 if done <= start else 1 - 0.95 * (done - start) / self.cooldown
+        return min(1.0, (step + 1) / self.warmup) * fall
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) outside `torchrun`."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Replace every gradient by its mean over all processes, in one message.
+
+    Args:
+        module: the same in every process.
+    """
+    _, world = rank_and_world()
+    if world == 1:
+        return
+    params = [p for p in module.parameters() if p.requires_grad]
+    for param in params:  # a token expert that no token chose here may have been chosen elsewhere
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+    flat = torch.cat([param.grad.flatten() for param in params if param.grad is not None])
+    dist.all_reduce(flat)
+    flat /= world
+    for param, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        param.grad = grad.view_as(param)
+
+
+class Trainer:
+    """Trains one module in one folder; use it as a context manager, so that logs are closed.
+
+    Args:
+        folder: where state and logs are kept; made if missing.
+        module: what is trained.
+        config: rates and intervals.
+        is_matrix: tells by name which 2-D parameters go to Muon; the others go to AdamW.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        module: nn.Module,
+        config: TrainerConfig,
+        is_matrix: Callable[[str], bool],
+    ) -> None:
+        self.folder, self.module, self.config = folder, module, config
+        folder.mkdir(parents=True, exist_ok=True)
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in named if p.ndim == 2 and is_matrix(name)]
+        others = [p for name, p in named if not (p.ndim == 2 and is_matrix(name))]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+        ]
+        if matrices:
+            self.optimizers.append(Muon(matrices, lr=config.muon_lr, weight_decay=0.01))
+        self.full_rates = [g["lr"] for o in self.optimizers for g in o.param_groups]
+        self.average = {name: p.detach().clone() for name, p in named}
+        self.step = 0
+        self.seconds = 0.0
+        self.leads = rank_and_world()[0] == 0  # the process that writes and draws
+        self._saved = time.monotonic()
+
+    @property
+    def state_path(self) -> Path:
+        """File from which the run resumes."""
+        return self.folder / "state.pt"
+
+    def __enter__(self) -> Self:
+        self._writer = None
+        if self.leads:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder / "logs"), purge_step=self.step)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def resume(self) -> bool:
+        """Take up the state of an earlier run in this folder, if there is one.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            CheckpointError: where the state belongs to another architecture or cannot be read.
+        """
+        if not self.state_path.exists():
+            return False
+        try:
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            self.module.load_state_dict(state["module"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+            for name, value in state["average"].items():
+                self.average[name].copy_(value)
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot resume from {self.state_path}: {error}. Use another folder to start anew"
+            ) from error
+        self.step, self.seconds = state["step"], state["seconds"]
+        return True
+
+    def save(self) -> None:
+        """Write the state; a kill at any moment leaves either the old or the new one."""
+        if not self.leads:
+            return
+        state: dict[str, Any] = {
+            "module": self.module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        half = self.state_path.with_suffix(".part")
+        with half.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(self.state_path)
+        self._saved = time.monotonic()
+
+    def run(
+        self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], look: Callable[[int], None]
+    ) -> None:
+        """Train to the last step; Ctrl-C saves before it leaves.
+
+        Args:
+            loss_of: computes the loss of a step, and figures to log.
+            look: called every `sample_every` steps with averaged weights, to draw pictures.
+        """
+        steps = range(self.step, self.config.steps)
+        bar = tqdm(
+            steps,
+            initial=self.step,
+            total=self.config.steps,
+            desc=self.folder.name,
+            disable=not self.leads,
+        )
+        try:
+            for step in bar:
+                began = time.monotonic()
+                self.module.zero_grad(set_to_none=True)
+                loss, figures = loss_of(step)  # may have sent gradients of micro-batches back
+                self._update(loss, step)
+                self.seconds += time.monotonic() - began
+                self.step = step + 1
+                bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+                if not self.leads:
+                    continue
+                for name, value in {"loss": loss.item(), **figures}.items():
+                    self._writer.add_scalar(name, value, step)
+                if self.step % self.config.sample_every == 0 or self.step == self.config.steps:
+                    with self.averaged():
+                        look(self.step)
+                if time.monotonic() - self._saved > self.config.save_every:
+                    self.save()
+        finally:
+            self.save()
+
+    def _update(self, loss: Tensor, step: int) -> None:
+        rate = self.config.rate(step)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, full in zip(groups, self.full_rates, strict=True):
+            group["lr"] = full * rate
+        loss.backward()
+        average_gradients(self.module)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
+        if not torch.isfinite(norm):
+            tqdm.write(f"step {step}: the gradient is not finite; this batch is left out")
+            return
+        for optimizer in self.optimizers:
+            optimizer.step()
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            values = dict(self.module.named_parameters())
+            for name, mean in self.average.items():
+                mean.lerp_(values[name], 1 - decay)
+
+    def averaged(self) -> "_Swap":
+        """Within this block the module has the averaged weights."""
+        return _Swap(self.module, self.average)
+
+
+class _Swap:
+    """Exchanges the values of parameters, and back."""
+
+    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
+        self.module, self.values = module, values
+
+    def __enter__(self) -> None:
+        self._swap()
+        self.was_training = self.module.training
+        self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+        self.module.train(self.was_training)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, param in self._shared():
+            kept = param.clone()
+            param.copy_(self.values[name])
+            self.values[name].copy_(kept)
+
+    def _shared(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return ((n, p) for n, p in self.module.named_parameters() if n in self.values)

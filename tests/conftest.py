@@ -1,0 +1,126 @@
+"""What every test shares: a fixed seed, and which tests this machine can run."""
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+SEED = 20260
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU or a browser where there is none, with a sentence; in CI a browser must be there."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("this test compares with an NVIDIA GPU, and torch sees none on this machine")
+    if item.get_closest_marker("browser") and not any(shutil.which(name) for name in BROWSERS):
+        sentence = f"this test drives a browser, and none of {', '.join(BROWSERS)} is installed"
+        if os.environ.get("CI"):
+            pytest.fail(f"{sentence}; in CI it must be")
+        pytest.skip(sentence)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Start every test from the same state of the global generators."""
+    torch.manual_seed(SEED)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A NumPy generator that is the same for every test."""
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def painted() -> Callable[..., Any]:
+    """Makes traces whose maps are known: a theatre clip, and its masks in place of attention.
+
+    `painted(prompt=..., layers=4, truncated_at=None, video=True, keep=(("layer",),))`
+    """
+    from tinywan import theatre
+
+    from wanviz.contents import Contents
+    from wanviz.grid import Grid
+    from wanviz.trace import Trace
+    from wanviz.words import encoded_prompt, split_words
+
+    scene = theatre.Scene(
+        "woman", "qipao", "red", "umbrella", "yellow", "alley", "rain", "walk", "right", 3
+    )
+    clip = theatre.render(scene)
+    told = theatre.caption(scene, "zh", detail="long")
+
+    def make(
+        prompt: str = told.text,
+        layers: int = 4,
+        truncated_at: int | None = None,
+        video: bool = True,
+        keep: tuple[tuple[str, ...], ...] = (("layer",),),
+        frames: str | None = "exact",
+        steps: int = 6,
+    ) -> Trace:
+        rng = np.random.default_rng(SEED)
+        whole = encoded_prompt(prompt, tuple((i, i + 1) for i in range(len(prompt))), None)
+        spans = [word.span for word in split_words(whole)]
+        spans = [span for span in spans if truncated_at is None or span[1] <= truncated_at][:60]
+        encoded = encoded_prompt(prompt, tuple(spans), truncated_at)
+        mass = rng.uniform(0.05, 0.1, (layers, len(spans) + 2, 5, 12, 12))
+        for part, places in told.spans.items() if prompt == told.text else ():
+            mask = clip.masks[part][[0, 2, 6, 10, 14]].reshape(5, 12, 8, 12, 8).mean((2, 4))
+            for index, token in enumerate(encoded.tokens):
+                if any(max(a, token.span[0]) < min(b, token.span[1]) for a, b in places):
+                    mass[:, index] += mask * np.linspace(0.5, 2, layers)[:, None, None, None]
+        mass[:, -1] += 1
+        mass = (mass / mass.sum(axis=1, keepdims=True)).astype(np.float32)
+        apart = np.abs(np.subtract.outer(range(5), range(5)))
+        looks = np.exp(-apart * np.linspace(0.3, 1.5, layers)[:, None, None])
+        looks[: layers // 2, apart > 1] = np.nan  # a temporal window in the lower half
+        looks = (looks / np.nansum(looks, axis=-1, keepdims=True)).astype(np.float32)
+        by_axes = {("layer",): (mass, looks), (): (mass.mean(axis=0), np.nanmean(looks, axis=0))}
+        arrays: dict[str, Any] = {
+            "cond/load": rng.dirichlet(np.full(10, 5), (layers, steps)).astype(np.float32),
+            "cond/where": np.full((layers, 10, 5, 12, 12), 0.3, np.float32),
+        }
+        for axes in keep:
+            name = "+".join(axes) or "all"
+            arrays[f"cond/words/{name}"], arrays[f"cond/frames/{name}"] = by_axes[axes]
+        if video:
+            arrays["video"] = clip.frames
+        sigmas = np.linspace(1, 0.1, steps)
+        record = {
+            "prompt": prompt,
+            "negative_prompt": "",
+            "truncated_at": truncated_at,
+            "seed": 3,
+            "model": "painted",
+            "steps": [
+                {
+                    "step": i,
+                    "sigma": float(sigma),
+                    "timestep": 1000 * float(sigma),
+                    "noise_expert": "high" if sigma > 0.8 else "low",
+                }
+                for i, sigma in enumerate(sigmas)
+            ],
+            "frames": frames,
+            "routing": True,
+            "failed": {},
+            "versions": {"wanviz": "0"},
+        }
+        contents = Contents(
+            arrays=arrays,
+            keep=keep,
+            grid=Grid(5, 12, 12),
+            sizes={"layer": layers, "step": steps, "head": 1},
+            prompts={"cond": encoded},
+            words={"cond": split_words(encoded)},
+            record=record,
+        )
+        return Trace(contents)
+
+    return make

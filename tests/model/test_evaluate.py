@@ -1,0 +1,227 @@
+"""The judge is right on clips whose truth is known, and the evaluation counts what it says."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tinywan import evaluate as evaluation
+from tinywan.errors import ConfigError
+from tinywan.judge import degrade, find_region, measure
+from tinywan.theatre import PLACES, Scene, is_held_out, parse, render, sample_scene
+
+SCENE = Scene("woman", "qipao", "red", "umbrella", "yellow", "alley", "rain", "walk", "left", 7)
+CLIPS = 100
+
+
+def overlap(found: np.ndarray, true: np.ndarray) -> float:
+    """Intersection over union."""
+    return float((found & true).sum() / (found | true).sum())
+
+
+class Painter:
+    """Stands for a model: renders the scene that its prompt asks for, or one changed by `lie`."""
+
+    def __init__(self, **lie: str) -> None:
+        self.lie = lie
+        self.seeds: list[int] = []
+
+    def __call__(self, prompt: str, *, seed: int, progress_bar: bool, **options: Any) -> Any:
+        self.seeds.append(seed)
+        usual = {field.name: getattr(SCENE, field.name) for field in fields(Scene)}
+        named = parse(prompt)
+        if named["subject"] == "dog" or "prop" not in named:
+            usual |= {"prop": "none", "prop_color": "none"}
+        scene = Scene(**{**usual, "seed": seed, **named, **self.lie})
+        return SimpleNamespace(frames=render(scene, 5).frames[None] / np.float32(255))
+
+
+@pytest.mark.parametrize(("blur", "noise"), [(None, None), (1.0, 6.0), (2.0, 10.0)])
+def test_judge_is_right_on_held_out_clips(blur: float | None, noise: float | None) -> None:
+    rng = np.random.default_rng(11)
+    right = []
+    for _ in range(CLIPS):
+        scene = sample_scene(rng, "held_out")
+        frames = render(scene, 5).frames
+        if blur is not None and noise is not None:
+            frames = degrade(frames, rng, blur, noise)
+        found = measure(frames)
+        right.append((found.garment_color == scene.garment_color, found.place == scene.place))
+    garment, place = np.mean(right, axis=0)
+    assert garment >= 0.98
+    assert place >= 0.98
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_judge_is_right_at_other_sizes(size: int) -> None:
+    rng = np.random.default_rng(12)
+    scenes = [sample_scene(rng, "held_out") for _ in range(40)]
+    found = [measure(render(scene, 5, size, size).frames) for scene in scenes]
+    pairs = zip(scenes, found, strict=True)
+    right = [(scene.garment_color, scene.place) == (m.garment_color, m.place) for scene, m in pairs]
+    assert np.mean(right) >= 0.95
+
+
+def test_judge_sees_the_prop_and_where_both_are() -> None:
+    rng = np.random.default_rng(13)
+    right, garments, props = [], [], []
+    for _ in range(60):
+        scene = sample_scene(rng, "held_out")
+        clip = render(scene, 5)
+        found = measure(clip.frames)
+        right.append(found.prop_color == scene.prop_color)
+        garments.append(overlap(found.garment_region, clip.masks["garment"]))
+        if scene.prop != "none":
+            props.append(overlap(found.prop_region, clip.masks["prop"]))
+    assert np.mean(right) >= 0.97
+    assert np.mean(garments) > 0.8
+    assert np.mean(props) > 0.6
+
+
+def test_judge_reads_uint8_and_float_alike() -> None:
+    frames = render(SCENE, 5).frames
+    first, second = measure(frames), measure(frames / np.float32(255))
+    assert (first.garment_color, first.place) == (second.garment_color, second.place)
+    np.testing.assert_array_equal(first.garment_region, second.garment_region)
+
+
+def test_judge_finds_no_garment_in_grey_or_noise_free_scenery() -> None:
+    found = measure(np.full((3, 96, 96, 3), 128, np.uint8))
+    assert found.garment_color == found.prop_color == "none"
+    assert not found.garment_region.any()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_judge_follows_the_pixels_when_the_garment_is_repainted(place: str) -> None:
+    """It must not know the colour from anything else than the garment."""
+    clip = render(replace(SCENE, place=place, weather="clear"), 3)
+    frames = clip.frames.copy()
+    frames[clip.masks["garment"]] = (24, 156, 66)
+    assert measure(frames).garment_color == "green"
+
+
+def test_region_of_each_colour_is_the_thing_that_has_it() -> None:
+    clip = render(SCENE)
+    umbrella, garment = (
+        find_region(clip.frames, "yellow", "umbrella"),
+        find_region(clip.frames, "red"),
+    )
+    assert overlap(umbrella, clip.masks["prop"]) > 0.6
+    assert overlap(garment, clip.masks["garment"]) > 0.8
+    assert not find_region(clip.frames, "green").any()
+
+
+def test_umbrella_and_garment_of_one_colour_are_told_apart_by_height() -> None:
+    clip = render(replace(SCENE, prop_color="red", weather="clear"))
+    umbrella = find_region(clip.frames, "red", "umbrella")
+    garment = find_region(clip.frames, "red", "garment")
+    assert overlap(umbrella, clip.masks["prop"]) > 0.6
+    assert overlap(garment, clip.masks["garment"]) > 0.8
+    assert not (umbrella & garment).any()
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.zeros((96, 96, 3), np.uint8), r"shape \(96, 96, 3\) are not a clip"),
+        (np.zeros((1, 96, 96, 3), np.int64), "int64 cannot be judged: use uint8, or float"),
+        (np.full((1, 96, 96, 3), 2.0, np.float32), r"reach outside \[0, 1\]"),
+        (np.full((1, 96, 96, 3), np.nan, np.float32), r"reach outside \[0, 1\]"),
+    ],
+)
+def test_what_is_no_clip_gets_a_sentence(frames: np.ndarray, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        measure(frames)
+
+
+def test_unknown_colour_and_role_get_a_sentence() -> None:
+    frames = render(SCENE, 1).frames
+    with pytest.raises(ConfigError, match="color='teal' is not in the theatre: use one of red"):
+        find_region(frames, "teal")
+    with pytest.raises(ConfigError, match="role='hat' cannot be looked for"):
+        find_region(frames, "red", "hat")  # type: ignore[arg-type]
+
+
+def test_degrading_blurs_and_adds_noise_of_the_given_strength(rng: np.random.Generator) -> None:
+    grey = np.full((4, 64, 64, 3), 128, np.uint8)
+    assert degrade(grey, rng, noise=6.0).std() == pytest.approx(6.0, rel=0.05)
+    point = np.zeros((1, 33, 33, 3), np.uint8)
+    point[0, 16, 16] = 255
+    peak = degrade(point, rng, blur=1.0, noise=0.0)[0, 16, 16, 0]
+    assert peak == pytest.approx(255 / (2 * np.pi), abs=1.5)
+
+
+# The evaluation
+
+
+def test_prompts_are_held_out_half_chinese_and_name_what_is_judged() -> None:
+    prompts = evaluation.held_out_prompts(20, seed=3)
+    assert [told.language for _, told in prompts] == ["en", "zh"] * 10
+    for scene, told in prompts:
+        assert is_held_out(scene)
+        named = parse(told.text)
+        assert (named["place"], named["garment_color"]) == (scene.place, scene.garment_color)
+        assert named.get("prop_color", "none") == scene.prop_color
+    assert prompts == evaluation.held_out_prompts(20, seed=3)
+    assert prompts != evaluation.held_out_prompts(20, seed=4)
+
+
+def test_painter_that_obeys_scores_full_marks() -> None:
+    pipe = Painter()
+    prompts = evaluation.held_out_prompts(8)
+    findings, pictures = evaluation.evaluate(pipe, prompts, 5, judge_clips=2, progress_bar=False)
+    assert findings["generated"]["all"] == {"clips": 8, "garment_color": 1.0, "place": 1.0}
+    assert findings["generated"]["zh"]["clips"] == 4
+    assert pipe.seeds == list(range(5, 13))
+    assert len(pictures) == 8
+    assert pictures[0].shape == (96, 96, 3)
+
+
+def test_painter_that_ignores_the_place_is_found_out() -> None:
+    prompts = evaluation.held_out_prompts(8)
+    wrong = [
+        evaluation.evaluate(Painter(place=place), prompts, judge_clips=1, progress_bar=False)[0]
+        for place in PLACES
+    ]
+    scores = [findings["generated"]["all"]["place"] for findings in wrong]
+    asked = [np.mean([scene.place == place for scene, _ in prompts]) for place in PLACES]
+    assert scores == pytest.approx(asked)
+    assert all(findings["generated"]["all"]["garment_color"] == 1.0 for findings in wrong)
+
+
+def test_table_shows_the_judge_beside_the_model() -> None:
+    findings, _ = evaluation.evaluate(
+        Painter(), evaluation.held_out_prompts(1), judge_clips=3, progress_bar=False
+    )
+    text = evaluation.table(findings)
+    assert "generated, en" in text
+    assert "judge on blurred clips" in text
+    assert "generated, zh                  0               -        -" in text
+
+
+def test_command_writes_findings_and_sheet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = SimpleNamespace(from_pretrained=lambda path, device: Painter())
+    monkeypatch.setattr(evaluation, "TextToVideoPipeline", shipped)
+    command = ["--prompts", "4", "--judge-clips", "2"]
+    assert evaluation.main([*command, "--out", str(tmp_path / "found")]) == 0
+    findings = json.loads((tmp_path / "found" / "evaluation.json").read_text(encoding="utf-8"))
+    assert len(findings["prompts"]) == 4
+    assert findings["prompts"][1]["prompt"] == evaluation.held_out_prompts(4)[1][1].text
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [
+        "evaluation.json",
+        "evaluation.png",
+    ]
+    assert "generated, all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--prompts", "0"], ["--seed", "-1"]])
+def test_command_answers_bad_input_with_a_sentence(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluation.main([*arguments, "--out", str(tmp_path)]) == 2
+    assert "use a count of 1 or more and a seed of 0 or more" in capsys.readouterr().err

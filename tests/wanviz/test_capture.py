@@ -1,0 +1,402 @@
+"""The promises of `capture`: it changes nothing, tells the truth, and bad use gets a sentence."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import wanviz
+from wanviz.reducers import WordMasses
+
+PROMPT = "一位穿红色旗袍的女子在江南雨巷撑伞漫步"
+ENGLISH = "a woman in a red qipao and a child in a blue coat walk in the rain"
+
+EVERY_AXIS = [("layer", "head", "step"), ("layer",), ()]
+
+
+def blocks_of(pipe):
+    """(layer, block) of both noise experts."""
+    return [
+        place
+        for model in (pipe.transformer, pipe.transformer_2)
+        for place in enumerate(model.blocks)
+    ]
+
+
+def attention_of(pipe, generate, row=0, **options):
+    """Queries and keys of one row of the batch: kind -> list of (layer, q, k) in float64."""
+    seen = {"cross_attn": [], "temporal_attn": []}
+    handles = []
+    for layer, block in blocks_of(pipe):
+        for kind, found in seen.items():
+            taps, slot = getattr(block, kind), {}
+
+            def look(name, output, kind=kind, layer=layer, slot=slot, found=found):
+                slot[name] = output[row].double()
+                if len(slot) == 2:
+                    found.append((layer, slot["q"], slot["k"]))
+                    slot.clear()
+
+            for name in ("q", "k"):
+                handles.append(
+                    getattr(taps, name).register_forward_hook(
+                        lambda m, i, o, name=name, look=look: look(name, o)
+                    )
+                )
+    generate(**options)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_is_bit_identical_with_capture_on_off_and_afterwards(pipe, generate, dtype):
+    pipe.to("cpu", dtype)
+    before = generate()
+    with wanviz.capture(pipe, keep=EVERY_AXIS, branches=("cond", "uncond")) as trace:
+        watched = generate()
+    after = generate()
+    assert np.array_equal(before, watched)
+    assert np.array_equal(before, after)
+    assert trace.record["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_capture_draws_no_random_number(pipe, generate):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    with wanviz.capture(pipe):
+        generate(seed=1)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("branch", ["cond", "uncond"])
+def test_maps_equal_a_float64_softmax_of_the_models_queries_and_keys(pipe, generate, dtype, branch):
+    pipe.to("cpu", dtype)
+    row = ("cond", "uncond").index(branch)
+    reference = attention_of(pipe, generate, row, prompt=ENGLISH, negative_prompt="a dog in snow")
+    with wanviz.capture(pipe, keep=EVERY_AXIS, branches=("cond", "uncond")) as trace:
+        generate(ENGLISH, negative_prompt="a dog in snow")
+    part = trace.branch(branch)
+    maps = part.maps["layer", "step", "head"].values
+    special = part.special["layer", "step", "head"].values
+    tokens = len(part.tokens)
+    steps = [0] * maps.shape[0]
+    for layer, q, k in reference["cross_attn"]:
+        mass = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)  # n l p
+        mass = mass.transpose(1, 2).unflatten(-1, maps.shape[-3:]).numpy()
+        step = steps[layer]
+        steps[layer] += 1
+        np.testing.assert_allclose(maps[layer, step], mass[:, :tokens], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(special[layer, step][:, 0], mass[:, tokens], atol=1e-5, rtol=0)
+        padding = mass[:, tokens + 1 :].sum(1)
+        np.testing.assert_allclose(special[layer, step][:, 1], padding, atol=1e-5, rtol=0)
+    assert steps == [4] * len(steps)
+
+
+def test_kept_axes_are_running_means_of_all_the_rest(pipe, generate):
+    with wanviz.capture(
+        pipe, keep=[("head", "step", "layer"), ("layer", "head"), ("step",), ()]
+    ) as t:
+        generate()
+    whole = t.maps["layer", "step", "head"]
+    assert t.maps["head", "layer"].dims[:2] == ("head", "layer")
+    for axes in (("layer", "head"), ("step",), ()):
+        gone = [axis for axis in ("layer", "step", "head") if axis not in axes]
+        np.testing.assert_allclose(t.maps[axes].values, whole.mean(gone).values, atol=1e-6)
+    words = t.word_map("旗袍", layer=1, head=0, step=2).values
+    tokens = [i for w in t.words if w.text == "旗袍" for i in w.tokens]
+    np.testing.assert_allclose(words, whole.values[1, 2, 0][tokens].sum(0), atol=1e-6)
+
+
+def test_words_end_of_text_and_padding_stand_apart_and_sum_to_one(trace):
+    for branch in trace.branches:
+        part = trace.branch(branch)
+        total = part.maps["layer", "head"].sum("token") + part.special["layer", "head"].sum("kind")
+        np.testing.assert_allclose(total.values, 1, atol=1e-5)
+        assert list(part.special[()].kind.values) == ["end_of_text", "padding"]
+        assert (part.special[()] > 0).all()
+
+
+def test_padding_keys_that_differ_are_computed_one_by_one(pipe, generate):
+    def disturb(module, inputs, output):
+        output = output.clone()
+        output[:, :, -1] += 1.0  # the last key is a pad
+        return output
+
+    handles = [b.cross_attn.k.register_forward_hook(disturb) for _, b in blocks_of(pipe)]
+    reference = attention_of(pipe, generate)
+    with wanviz.capture(pipe, keep=[("layer", "step", "head")]) as trace:
+        generate()
+    for handle in handles:
+        handle.remove()
+    assert trace.record["padding_keys"] == "not equal, all computed"
+    padding = trace.special["layer", "step", "head"].sel(kind="padding").values
+    layer, q, k = reference["cross_attn"][0]
+    mass = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+    expected = mass[..., len(trace.tokens) + 1 :].sum(-1).unflatten(-1, padding.shape[-3:])
+    np.testing.assert_allclose(padding[layer, 0], expected.numpy(), atol=1e-5)
+
+
+def test_large_layers_are_reduced_in_chunks_with_the_same_result(pipe, generate, monkeypatch):
+    with wanviz.capture(pipe) as whole:
+        generate()
+    monkeypatch.setattr("wanviz.reducers.WORK_BYTES", 1000)
+    with wanviz.capture(pipe) as chunked:
+        generate()
+    np.testing.assert_allclose(
+        chunked.maps["layer", "head"], whole.maps["layer", "head"], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        chunked.frame_attention(layer=0).mass, whole.frame_attention(layer=0).mass, atol=1e-6
+    )
+
+
+def test_frame_attention_equals_a_float64_softmax_and_is_nan_outside_the_window(pipe, generate):
+    for layer, block in blocks_of(pipe):
+        block.temporal_attn.window = (1, None)[layer]
+    reference = attention_of(pipe, generate)
+    with wanviz.capture(pipe, keep=[("layer", "step", "head")]) as trace:
+        generate()
+    frames = 3
+    far = np.abs(np.subtract.outer(np.arange(frames), np.arange(frames))) > 1
+    for layer, q, k in reference["temporal_attn"][: len(pipe.transformer.blocks)]:  # step 0
+        q, k = (x.unflatten(1, (frames, -1)).transpose(1, 2) for x in (q, k))  # n s f d
+        logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if layer == 0:
+            logits = logits.masked_fill(torch.from_numpy(far), -torch.inf)
+        expected = logits.softmax(-1).mean((0, 1)).numpy()
+        found = trace.frame_attention(layer=layer, step=0).mass.values
+        if layer == 0:
+            assert np.array_equal(np.isnan(found), far)
+            expected[far] = np.nan
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    both = trace.frame_attention().mass
+    np.testing.assert_allclose(both.sum("key_frame").values, 1, atol=1e-5)
+
+
+def test_routing_counts_the_models_own_experts(pipe, generate):
+    ids = []
+    handles = [
+        block.moe.expert_ids.register_forward_hook(lambda m, i, o: ids.append(o[0]))
+        for layer, block in blocks_of(pipe)
+        if layer == 1
+    ]
+    with wanviz.capture(pipe) as trace:
+        generate()
+    for handle in handles:
+        handle.remove()
+    routing = trace.routing
+    experts = routing.sizes["token_expert"]
+    for step, chosen in enumerate(ids):
+        load = np.bincount(chosen.flatten().numpy(), minlength=experts) / chosen.numel()
+        np.testing.assert_allclose(routing["load"].sel(layer=1, step=step).values, load, atol=1e-6)
+    often = torch.stack([(torch.stack(ids) == e).any(-1).float().mean(0) for e in range(experts)])
+    where = routing["where"].sel(layer=1).values
+    np.testing.assert_allclose(where.reshape(experts, -1), often.numpy(), atol=1e-6)
+    assert set(routing["noise_expert"].values) <= {"high", "low"}
+    assert ((routing["entropy"] >= 0) & (routing["entropy"] <= 1 + 1e-6)).all()
+
+
+def test_branches_are_never_mixed(pipe, generate):
+    with wanviz.capture(pipe, branches=("uncond", "cond")) as both:
+        generate(ENGLISH, negative_prompt=PROMPT)
+    with wanviz.capture(pipe) as alone:
+        generate(ENGLISH, negative_prompt=PROMPT)
+    assert both.prompt == PROMPT
+    cond = both.branch("cond").maps["layer", "head"]
+    assert np.array_equal(cond, alone.maps["layer", "head"])
+    with pytest.raises(wanviz.KeepError, match=r"'uncond' was not captured.*'cond'"):
+        alone.word_map("woman", branch="uncond")
+
+
+def test_a_skipped_block_is_not_computed_rather_than_stale(pipe, generate):
+    for layer, block in blocks_of(pipe):
+        if layer == 1:
+            original = block.cross_attn.forward
+
+            def skip_in_step_two(x, *args, original=original, **kwargs):
+                skip = pipe.current_call.step == 2
+                return torch.zeros_like(x) if skip else original(x, *args, **kwargs)
+
+            block.cross_attn.forward = skip_in_step_two
+    with (
+        pytest.warns(wanviz.CaptureWarning, match="layer 1 in step 2"),
+        wanviz.capture(pipe, keep=[("layer", "step"), ("head",)]) as trace,
+    ):
+        generate()
+    maps = trace.maps["layer", "step"]
+    assert np.isnan(maps.sel(layer=1, step=2)).all()
+    assert np.isfinite(maps.sel(layer=0)).all()
+    rest = maps.sel(layer=1).isel(step=[0, 1, 3]).mean("step")
+    np.testing.assert_allclose(trace.maps["layer"].sel(layer=1), rest, atol=1e-6)
+    assert np.isfinite(trace.maps["head"]).all()
+    assert trace.record["not_computed"] == {"cond/words": [[1, 2]]}
+
+
+def test_the_record_says_how_the_video_was_made(pipe, generate):
+    calls = []
+    handle = pipe.taps["noise_pred"].register_forward_hook(
+        lambda m, i, o: calls.append(pipe.current_call)
+    )
+    with wanviz.capture(pipe) as trace:
+        video = generate(negative_prompt="blurred", seed=5, guidance_scale=3.0)
+    handle.remove()
+    record = trace.record
+    assert record["prompt"] == trace.prompt == PROMPT
+    assert record["negative_prompt"] == "blurred"
+    assert (record["seed"], record["guidance_scale"]) == (5, 3.0)
+    assert [(s["step"], s["sigma"], s["noise_expert"]) for s in record["steps"]] == [
+        (c.step, c.sigma, c.noise_expert) for c in calls
+    ]
+    assert set(record["versions"]) == {"wanviz", "tinywan", "torch"}
+    assert record["frame_to_pixel"] == ["0", "1-4", "5-8"]
+    assert list(trace.maps["step"].sigma.values) == [c.sigma for c in calls]
+    assert list(trace.maps[()].pixel_frames.values) == ["0", "1-4", "5-8"]
+    assert json.loads(json.dumps(record)) == record
+    assert np.array_equal(trace.frames, np.rint(video[0] * 255).astype(np.uint8))
+
+
+def test_latent_output_gives_a_trace_without_a_video(pipe, generate):
+    with wanviz.capture(pipe) as trace:
+        generate(output_type="latent")
+    assert trace.frames is None
+    assert np.isfinite(trace.maps[()]).all()
+
+
+def test_a_compiled_block_is_captured_and_compiled_again_afterwards(pipe, generate):
+    import torch._dynamo  # loads the compiler, so that capture has a stance to take
+
+    eager, compiled_runs = generate(num_inference_steps=2), []
+
+    def backend(graph, inputs):
+        return lambda *args: compiled_runs.append(1) or graph(*args)
+
+    block = pipe.transformer.blocks[0].cross_attn
+    block.compile(backend=backend)
+    generate(num_inference_steps=2)
+    runs = len(compiled_runs)
+    with wanviz.capture(pipe) as trace:
+        watched = generate(num_inference_steps=2)
+    assert len(compiled_runs) == runs > 0  # ran eagerly inside
+    assert np.array_equal(watched, eager)
+    assert np.isfinite(trace.maps[()]).all()
+    generate(num_inference_steps=2)
+    assert len(compiled_runs) == 2 * runs
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+def test_capture_leaves_the_compiler_alone_while_none_is_loaded(pipe, generate, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    with wanviz.capture(pipe):
+        generate()
+    assert "torch._dynamo" not in sys.modules
+
+
+def test_a_failing_reducer_is_told_at_the_end_and_the_video_is_safe(pipe, generate, monkeypatch):
+    expected, made, calls = generate(), [], []
+
+    def fail(self, event):
+        calls.append(event.layer)
+        raise ValueError("no room on the abacus")
+
+    monkeypatch.setattr(WordMasses, "consume", fail)
+    with (
+        pytest.raises(wanviz.CaptureError, match=r"video was made.*words.*no room on the abacus"),
+        wanviz.capture(pipe) as trace,
+    ):
+        made.append(generate())
+    assert np.array_equal(made[0], expected)
+    assert calls == [0]  # switched off after its first failure
+    assert np.isfinite(trace.frame_attention(layer=1).mass).all()
+    with pytest.raises(wanviz.CaptureError, match="no room on the abacus"):
+        trace.word_map("旗袍")
+    assert "failed: words" in repr(trace)
+
+
+def test_an_interrupted_generation_keeps_what_was_seen(pipe, generate):
+    def stop(pipe, step, *rest):
+        if step == 1:
+            raise KeyboardInterrupt
+        return rest[-1] if rest else {}
+
+    with pytest.raises(KeyboardInterrupt), wanviz.capture(pipe) as trace:
+        generate(callback_on_step_end=stop)
+    assert len(trace.record["steps"]) == 2
+    computed = np.isfinite(trace.maps["step"].values).all(axis=(1, 2, 3, 4))
+    assert list(computed) == [True, True, False, False]
+
+
+def test_a_trace_cannot_be_read_before_the_block_ends(pipe, generate):
+    with wanviz.capture(pipe) as trace:
+        generate()
+        with pytest.raises(wanviz.CaptureError, match="still being captured"):
+            trace.words  # noqa: B018
+    assert trace.words
+
+
+def test_a_block_without_a_generation_is_an_error(pipe):
+    with pytest.raises(wanviz.CaptureError, match="no generation ran"), wanviz.capture(pipe) as t:
+        pass
+    with pytest.raises(wanviz.CaptureError, match="call the pipeline inside"):
+        t.save("never.trace")
+
+
+def test_two_generations_in_one_block_are_an_error_and_the_first_is_kept(pipe, generate):
+    with (
+        pytest.raises(wanviz.CaptureError, match="one capture holds one video"),
+        wanviz.capture(pipe) as trace,
+    ):
+        first = generate(seed=1)
+        generate(ENGLISH, seed=2)
+    assert (trace.prompt, trace.record["seed"]) == (PROMPT, 1)
+    assert np.array_equal(trace.frames, np.rint(first[0] * 255).astype(np.uint8))
+
+
+def test_several_prompts_in_one_call_are_an_error(pipe, generate):
+    with pytest.raises(wanviz.CaptureError, match="2 videos"), wanviz.capture(pipe):
+        generate([PROMPT, ENGLISH])
+
+
+def test_the_unconditional_branch_without_guidance_is_an_error(pipe, generate):
+    with (
+        pytest.raises(wanviz.CaptureError, match=r"guidance_scale=1\.0"),
+        wanviz.capture(pipe, branches=("cond", "uncond")),
+    ):
+        generate(guidance_scale=1.0)
+
+
+def test_another_prompt_than_the_pipelines_is_an_error(pipe, generate):
+    with pytest.raises(wanviz.CaptureError, match="leave prompt out"):
+        with wanviz.capture(pipe, prompt=ENGLISH):
+            generate(PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"keep": "layer"}, "list of tuples"),
+        ({"keep": ["layer"]}, "not a tuple of axes"),
+        ({"keep": [("layer", "layers")]}, "layer, step, head"),
+        ({"keep": []}, "list of tuples"),
+        ({"frames": "sampled"}, "not offered for this model: use 'exact' or None"),
+        ({"frames": "all"}, "not known: use 'exact' or None"),
+        ({"routing": "yes"}, "True or False"),
+        ({"branches": "cond"}, r"\('cond',\)"),
+        ({"branches": ("both",)}, "'cond' and 'uncond'"),
+        ({"budget": "much"}, "1GiB"),
+        ({"budget": -1}, "1GiB"),
+    ],
+)
+def test_a_bad_option_gets_a_sentence(pipe, options, sentence):
+    with pytest.raises(wanviz.OptionError, match=sentence), wanviz.capture(pipe, **options):
+        pass
+
+
+def test_something_that_is_no_pipeline_gets_a_sentence(pipe):
+    with pytest.raises(wanviz.OptionError, match=r"cannot watch a builtins\.str"):
+        wanviz.hook_names("pipe")
+    with pytest.raises(wanviz.OptionError, match=r"give the tinywan\.Text"):
+        wanviz.hook_names(pipe.transformer)

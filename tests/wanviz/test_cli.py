@@ -1,0 +1,251 @@
+"""The command: bad input costs a sentence and nothing else; good input leaves four whole files."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import tinywan
+from PIL import Image
+from tinywan.errors import ConfigError
+
+import wanviz
+from wanviz import cli
+from wanviz.trace import Trace
+
+FILES = ["report.html", "storyboard.png", "video.mp4", "video.trace"]
+
+
+class Watched:
+    """Stands in for `wanviz.capture`: its trace is there at once."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __call__(self, pipe):
+        return self
+
+    def __enter__(self):
+        return self.trace
+
+    def __exit__(self, *error):
+        return False
+
+
+@pytest.fixture
+def calls(monkeypatch, painted):
+    """Replaces the model by a painted trace; lists what the pipeline was asked."""
+    asked = []
+
+    def pipe(prompt, **options):
+        asked.append({"prompt": prompt, **options})
+        if options.get("num_frames") == 16:
+            raise ConfigError("num_frames=16 does not fit the VAE:\nuse 1 + 4k frames")
+
+    pipeline = SimpleNamespace(from_pretrained=lambda path, device: pipe)
+    monkeypatch.setattr(tinywan, "TextToVideoPipeline", pipeline, raising=False)
+    monkeypatch.setattr(wanviz, "capture", Watched(painted()), raising=False)
+    return asked
+
+
+def test_explain_writes_and_names_four_whole_files(calls, tmp_path, capsys, painted):
+    out = tmp_path / "new" / "out"
+    prompt = "一位穿红色旗袍的女子"
+    asked = [
+        "--seed",
+        "3",
+        "--steps",
+        "6",
+        "--guidance",
+        "2",
+        "--negative",
+        "雪",
+        "--num-frames",
+        "17",
+    ]
+    assert cli.main(["explain", prompt, "--out", str(out), *asked]) == 0
+    assert sorted(file.name for file in out.iterdir()) == FILES
+    said = capsys.readouterr().out
+    assert all(str(out / name) in said for name in FILES)
+    assert calls == [
+        {
+            "prompt": prompt,
+            "negative_prompt": "雪",
+            "num_frames": 17,
+            "num_inference_steps": 6,
+            "guidance_scale": 2.0,
+            "seed": 3,
+        }
+    ]
+    assert np.array_equal(Trace.load(out / "video.trace").frames, painted().frames)
+    frames = imageio_ffmpeg.count_frames_and_secs(str(out / "video.mp4"))
+    assert frames[0] == 17
+    reader = imageio_ffmpeg.read_frames(str(out / "video.mp4"))
+    assert next(reader)["size"] == (480, 480)
+    first = np.frombuffer(next(reader), np.uint8).reshape(96, 5, 96, 5, 3).mean((1, 3))
+    assert np.abs(first - painted().frames[0]).mean() < 12  # H.264 halves the colour's sharpness
+    reader.close()
+    assert Image.open(out / "storyboard.png").width > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "required: explain | open"),
+        (["explain"], "required: prompt"),
+        (["explain", "  "], "it is empty: say in words what to draw"),
+        (["explain", "a dog", "--seed", "seven"], "invalid int value: 'seven'"),
+        (["explain", "a dog", "--guidance", "much"], "invalid float value: 'much'"),
+        (["draw", "a dog"], "invalid choice: 'draw'"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_code_2(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_what_the_model_refuses_gets_one_line_and_leaves_no_folder(calls, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["explain", "a dog", "--out", str(out), "--num-frames", "16"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "wanviz: num_frames=16 does not fit the VAE: use 1 + 4k frames"
+    assert not out.exists()
+
+
+def test_an_unwritable_folder_is_found_before_anything_is_drawn(calls, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot write to --out" in capsys.readouterr().err
+    assert calls == []
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_found_before_anything_is_drawn(calls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert os.strerror(errno.ENOSPC) in said and "48 MB free" in said
+    assert calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_when_a_later_file_fails_the_trace_is_kept(calls, tmp_path, capsys, monkeypatch):
+    def fail(trace, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli, "write_video", fail)
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path)]) == 2
+    assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["video.trace"]
+
+
+def test_ctrl_c_says_so_and_leaves_the_folder_as_it_was(calls, tmp_path, capsys, monkeypatch):
+    def interrupted(trace, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    (tmp_path / "video.mp4").write_text("older")
+    monkeypatch.setattr(Trace, "save", interrupted)
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path)]) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
+    assert (tmp_path / "video.mp4").read_text() == "older"
+
+
+SLEEPER = """
+import sys, time
+from types import SimpleNamespace
+import tinywan, wanviz
+from contextlib import nullcontext
+def pipe(prompt, **options):
+    print("drawing", flush=True)
+    time.sleep(60)
+tinywan.TextToVideoPipeline = SimpleNamespace(from_pretrained=lambda path, device: pipe)
+wanviz.capture = lambda pipe: nullcontext()
+from wanviz.cli import main
+sys.exit(main(["explain", "a dog", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_a_real_ctrl_c_while_drawing_ends_the_process_with_130(tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout.readline() == "drawing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not out.exists()
+
+
+def test_open_writes_the_report_beside_the_trace(tmp_path, capsys, painted, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    painted().save(tmp_path / "a.trace")
+    assert cli.main(["open", str(tmp_path / "a.trace"), "--no-browser"]) == 0
+    assert str(tmp_path / "a.html") in capsys.readouterr().out
+    assert "<title>wanviz report" in (tmp_path / "a.html").read_text("utf-8")
+    elsewhere = ["--out", str(tmp_path / "b.html")]
+    assert cli.main(["open", str(tmp_path / "a.trace"), "--no-browser", *elsewhere]) == 0
+    assert (tmp_path / "b.html").read_bytes() == (tmp_path / "a.html").read_bytes()
+
+
+def test_open_shows_the_report_where_there_is_a_screen(tmp_path, painted, monkeypatch):
+    opened = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    painted().save(tmp_path / "a.trace")
+    assert cli.main(["open", str(tmp_path / "a.trace")]) == 0
+    assert opened == [(tmp_path / "a.html").as_uri()]
+
+
+@pytest.mark.parametrize("fault", ["missing", "foreign", "cut short"])
+def test_open_says_what_is_wrong_with_a_file(fault, tmp_path, capsys, painted):
+    path = tmp_path / "a.trace"
+    painted().save(path)
+    if fault == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"GIF89a" if fault == "foreign" else path.read_bytes()[:-100])
+    assert cli.main(["open", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"wanviz: .*a\.trace.*\n", said)
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys\nfrom wanviz.cli import main\ntry:\n    main(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'matplotlib', 'xarray', 'tinywan') if name in sys.modules])"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "explain" in done.stdout
+    assert time.perf_counter() - started < 5  # 0.2 s on an idle machine; this one may be busy

@@ -1,0 +1,147 @@
+"""Memory is declared before it is used."""
+
+import numpy as np
+import pytest
+
+import wanviz
+from wanviz.grid import latent_frame, pixel_frame_label, pixel_frames, token_grid
+from wanviz.layout import parse_bytes
+
+PROMPT = "一位穿红色旗袍的女子在江南雨巷撑伞漫步"
+ENGLISH = "a woman in a red qipao and a child in a blue coat walk in the rain"
+SMALL = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 4}  # of `generate`
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"keep": [()]},
+        {"keep": [("layer", "step", "head"), ("step",)]},
+        {"frames": None},
+        {"routing": False},
+        {"branches": ("cond", "uncond")},
+    ],
+)
+@pytest.mark.parametrize("prompt", [PROMPT, ENGLISH])
+def test_a_plan_tells_the_kept_bytes_to_the_byte(pipe, generate, options, prompt):
+    planned = wanviz.plan(pipe, prompt, negative_prompt="blurred", **options, **SMALL)
+    with wanviz.capture(pipe, **options) as trace:
+        generate(prompt, negative_prompt="blurred")
+    held = sum(array.nbytes for array in trace.contents.arrays.values())
+    assert planned.nbytes == trace.nbytes == held
+    assert {s.name: s.shape for s in planned.arrays} == {
+        name: array.shape for name, array in trace.contents.arrays.items()
+    }
+
+
+def test_a_plan_of_latent_output_leaves_out_the_video(pipe, generate):
+    planned = wanviz.plan(pipe, PROMPT, output_type="latent", **SMALL)
+    with wanviz.capture(pipe) as trace:
+        generate(output_type="latent")
+    assert planned.nbytes == trace.nbytes
+
+
+def test_a_plan_takes_the_models_own_defaults(pipe, generate):
+    with wanviz.capture(pipe) as trace:
+        pipe(PROMPT, seed=1, progress_bar=False)
+    assert wanviz.plan(pipe, PROMPT).nbytes == trace.nbytes
+
+
+def test_a_plan_counts_the_extra_work(pipe):
+    words = wanviz.plan(pipe, PROMPT, frames=None, **SMALL)
+    both = wanviz.plan(pipe, PROMPT, **SMALL)
+    twice = wanviz.plan(pipe, PROMPT, **{**SMALL, "num_inference_steps": 8})
+    assert 0 < words.extra_flops < both.extra_flops < both.model_flops
+    assert twice.extra_flops == 2 * both.extra_flops
+    assert "KiB" in repr(both)
+    assert "more arithmetic" in repr(both)
+
+
+def test_over_budget_is_refused_before_the_first_block_runs(pipe, generate):
+    need, ran = wanviz.plan(pipe, PROMPT, **SMALL).nbytes, []
+    block = pipe.transformer.blocks[0]
+    handle = block.register_forward_pre_hook(lambda m, i: ran.append("block"))
+    with (
+        pytest.raises(wanviz.BudgetError, match=r"keep=\[.*needs .* KiB, or raise") as error,
+        wanviz.capture(pipe, budget=need - 1) as trace,
+    ):
+        generate()
+    handle.remove()
+    assert ran == []
+    assert isinstance(error.value, MemoryError)
+    assert "empty" in repr(trace)
+    with wanviz.capture(pipe, budget=need) as trace:
+        generate()
+    assert trace.nbytes == need
+
+
+def test_what_the_budget_error_suggests_works(pipe, generate):
+    fits = wanviz.plan(pipe, PROMPT, keep=[("layer",)], **SMALL).nbytes
+    with (
+        pytest.raises(wanviz.BudgetError, match=r"keep=\[\('layer',\)\] needs"),
+        wanviz.capture(pipe, budget=fits),
+    ):
+        generate()
+    with wanviz.capture(pipe, keep=[("layer",)], budget=fits) as trace:
+        generate()
+    assert trace.nbytes == fits
+
+
+def test_a_budget_too_small_for_anything_says_the_least_that_works(pipe, generate):
+    least = wanviz.plan(pipe, PROMPT, keep=[()], frames=None, routing=False, **SMALL).nbytes
+    with (
+        pytest.raises(wanviz.BudgetError, match=rf"the least is {least} bytes"),
+        wanviz.capture(pipe, budget=1000),
+    ):
+        generate()
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(7, 7), ("512MiB", 512 * 2**20), ("1GiB", 2**30), ("1.5 GB", 1_500_000_000), ("9", 9)],
+)
+def test_a_budget_is_a_number_or_a_size_with_a_unit(budget, expected):
+    assert parse_bytes(budget) == expected
+
+
+@pytest.mark.parametrize("budget", [0, -1, True, None, "GiB", "1 apple", "-1GiB", 1.5])
+def test_a_budget_that_is_no_size_gets_a_sentence(budget):
+    with pytest.raises(wanviz.OptionError, match="is not a size"):
+        parse_bytes(budget)
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ({"num_frames": 16}, r"num_frames=16.*13 or 17"),
+        ({"num_frames": 80}, r"num_frames=80.*77 or 81"),
+        ({"height": 90}, r"height=90.*88 or 96"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+    ],
+)
+def test_a_size_that_does_not_fit_gets_a_sentence(pipe, size, sentence):
+    with pytest.raises(wanviz.OptionError, match=sentence):
+        wanviz.plan(pipe, PROMPT, **size)
+
+
+def test_latent_frames_stand_for_the_causal_vaes_pixel_frames():
+    assert list(pixel_frames(0)) == [0]
+    assert list(pixel_frames(3)) == [9, 10, 11, 12]  # 4i-3 .. 4i
+    assert pixel_frame_label(4) == "13-16"
+    covered = [frame for i in range(5) for frame in pixel_frames(i)]
+    assert covered == list(range(17))
+    assert [latent_frame(frame) for frame in (0, 1, 4, 5, 16)] == [0, 1, 1, 2, 4]
+
+
+def test_the_token_grid_divides_by_vae_stride_and_patch():
+    grid = token_grid(81, 480, 832, vae_stride=(4, 8, 8), patch_size=(1, 2, 2))
+    assert grid.shape == (21, 30, 52)
+    assert grid.tokens == 32_760
+
+
+def test_tokens_lie_frame_major(pipe, generate):
+    with wanviz.capture(pipe, keep=[("layer", "step", "head")]) as trace:
+        generate()
+    assert trace.maps[()].shape[-3:] == (3, 4, 6)
+    assert np.prod(trace.maps[()].shape[-3:]) == 72

@@ -1,0 +1,145 @@
+"""The report: one file, nothing from outside, untrusted text inert, maps as in the trace."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wanviz.errors import ReportError
+from wanviz.report import MISSING, MOST_LEVEL, page_data, quantise, render, report
+from wanviz.show import mimebundle
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)> </script><script>alert(2)</script><!-- {{js}} {{data}} \"'` "
+    "\u202eright to left\u202c \x00\x1b \u2028 🙂 旗袍 "
+)
+LONG = (HOSTILE + "x" * 200 + " 很长") * 40
+
+
+@pytest.fixture(scope="module")
+def page(painted):
+    return render(painted())
+
+
+def data_of(page):
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    return json.loads(block[1])
+
+
+def test_a_report_loads_nothing_from_outside(page):
+    assert not re.findall(
+        r"""(?:src|href|action|srcset|poster)\s*=""", page.replace(data_block(page), "")
+    )
+    assert not re.findall(r"url\((?!data:font/woff;base64,)", page)
+    assert not re.findall(r"@import|\bimport\s*\(|\bfetch\(|XMLHttpRequest|WebSocket", page)
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+
+
+def data_block(page):
+    return page[page.index('id="data">') : page.index("</script>", page.index('id="data">'))]
+
+
+def test_the_policy_allows_only_the_script_and_style_that_are_there(page):
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    for tag, name in (("script", "script-src"), ("style", "style-src")):
+        text = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
+        assert len(text) == 1
+        digest = base64.b64encode(hashlib.sha256(text[0].encode()).digest()).decode()
+        assert f"{name} 'sha256-{digest}'" in policy
+
+
+@pytest.mark.parametrize("prompt", [HOSTILE, LONG[:10_000]], ids=["hostile", "10,000 characters"])
+def test_a_hostile_prompt_stays_data(painted, prompt):
+    page = render(painted(prompt, truncated_at=min(len(prompt), 300)))
+    assert "<img" not in page
+    assert "\u202e" not in page and "\x00" not in page
+    assert page.count("<script") == page.count("</script>") == 2
+    assert data_of(page)["prompt"] == prompt
+    assert len(page) < 3 << 20
+
+
+def test_a_lone_surrogate_is_written_as_utf_8(painted, tmp_path):
+    path = report(painted("a \ud800 dog"), tmp_path / "x.html")
+    assert data_of(path.read_text("utf-8"))["prompt"] == "a \ud800 dog"
+
+
+def test_stored_maps_equal_the_trace_within_half_a_unit(painted, page):
+    trace, data = painted(), data_of(page)
+    shape = (len(data["words"]) + len(data["kinds"]), 1 + len(data["layers"]), *data["grid"])
+    levels = np.frombuffer(base64.b64decode(data["maps"]["levels"]), np.uint8).reshape(shape)
+    unit = np.array(data["maps"]["unit"])[..., None, None, None]
+    stored = levels * unit
+    for index, word in enumerate(trace.words):
+        for slot, layer in enumerate((None, *data["layers"])):
+            off = np.abs(stored[index, slot] - trace.word_map(word, layer=layer).values)
+            assert off.max() <= unit[index, slot].item() * 0.5001
+            assert off.max() <= float(data["maps"]["error"]) * 1.06  # stated with one digit
+    assert np.allclose(stored[len(trace.words) :, 0], trace.special[()].values, atol=unit.max() / 2)
+
+
+def test_what_was_not_computed_has_a_level_of_its_own():
+    masses = np.full((1, 2, 1, 1, 2), 0.5, np.float32)
+    masses[0, 1] = np.nan
+    levels, unit = quantise(masses)
+    assert (levels[0, 0] == MOST_LEVEL).all()
+    assert (levels[0, 1] == MISSING).all()
+    assert unit.tolist() == [[0.5 / MOST_LEVEL, 0]]
+
+
+def test_shares_add_up_to_all_attention(page):
+    data = data_of(page)
+    for slot in range(1 + len(data["layers"])):
+        total = sum(item["shares"][slot] for item in [*data["words"], *data["kinds"]])
+        assert total == pytest.approx(1, abs=1e-3)
+    assert [kind["name"] for kind in data["kinds"]] == ["end_of_text", "padding"]
+
+
+def test_frames_are_stored_without_loss(painted, page):
+    video = data_of(page)["video"]
+    assert video["lossless"]
+    for stored, frame in zip(video["frames"], painted().frames, strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(stored)))
+        assert np.array_equal(np.asarray(picture.convert("RGB")), frame)
+
+
+def test_a_report_says_what_a_trace_does_not_have(painted):
+    data = page_data(painted(video=False, keep=((),), frames=None))
+    assert data["video"]["frames"] is None
+    assert data["layers"] == ()
+    assert data["frames"] is None
+
+
+def test_chinese_is_legible_without_any_installed_font(page):
+    font = re.search(r"data:font/woff;base64,([^)]*)\)", page)[1]
+    from fontTools.ttLib import TTFont
+
+    drawn = set(TTFont(io.BytesIO(base64.b64decode(font))).getBestCmap())
+    assert {ord(c) for c in data_of(page)["prompt"] + "提示词空格键"} <= drawn
+
+
+def test_a_report_is_small_and_written_whole_or_not_at_all(painted, tmp_path):
+    path = report(painted(), tmp_path / "x.html")
+    assert path.stat().st_size < 1 << 20
+    assert [file.name for file in tmp_path.iterdir()] == ["x.html"]
+    with pytest.raises(ReportError, match=r"cannot write the report .* exists, is writable"):
+        report(painted(), tmp_path / "missing" / "x.html")
+
+
+def test_a_notebook_stores_a_sandboxed_page_a_poster_and_a_sentence(painted):
+    trace = painted()
+    bundle = mimebundle(trace)
+    assert bundle["text/html"].startswith("<iframe")
+    assert 'sandbox="allow-scripts"' in bundle["text/html"]
+    assert bundle["text/html"].count("<") == 2  # the frame's own tags: the page is escaped
+    assert bundle["text/plain"] == repr(trace)
+    assert Image.open(io.BytesIO(bundle["image/png"])).width > 300
+    assert len(bundle["image/png"]) <= 40_000
+    assert set(mimebundle(trace, include={"text/plain"})) == {"text/plain"}

@@ -1,0 +1,254 @@
+"""tinywan's taps, in wanviz's terms."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import tinywan
+import torch
+from torch import Tensor
+
+from wanviz.adapters import Sink
+from wanviz.errors import OptionError
+from wanviz.events import Event, Kind, Moment, Request
+from wanviz.grid import Grid, token_grid
+from wanviz.hooks import HookSet
+from wanviz.layout import Anatomy
+from wanviz.words import EncodedPrompt, encoded_prompt
+
+VAE_STRIDE = (4, 8, 8)
+_TAP = re.compile(
+    r"time_embed|blocks\.\d+\.(?:"
+    r"(?:self|spatial|temporal|cross)_attn\.(?:q|k|v|out)"
+    r"|moe\.(?:router_logits|expert_ids|out)|ffn\.out|resid_pre|resid_post)"
+)
+
+
+def make_adapter(pipe: Any) -> TinywanAdapter:
+    """The adapter of a tinywan pipeline.
+
+    Raises:
+        OptionError: it is something else of tinywan.
+    """
+    if not isinstance(pipe, tinywan.TextToVideoPipeline):
+        raise OptionError(
+            f"wanviz watches a whole pipeline, and this is a tinywan {type(pipe).__name__}: "
+            "give the tinywan.TextToVideoPipeline that it belongs to"
+        )
+    return TinywanAdapter(pipe)
+
+
+class TinywanAdapter:
+    """Reads a `tinywan.TextToVideoPipeline` through forward hooks on its taps."""
+
+    default_keep = (("layer", "head"), ("layer", "step"))
+    frame_modes = ("exact",)  # at these sizes sampling would save nothing
+
+    def __init__(self, pipe: tinywan.TextToVideoPipeline) -> None:
+        """Nothing is registered yet."""
+        self._pipe = pipe
+        self._running: tinywan.GenerationRequest | None = None  # the request told last
+        self._call: tinywan.DenoiserCall | None = None  # the denoiser call told last
+        self._request: Request | None = None
+
+    def hook_names(self) -> tuple[str, ...]:
+        """The pipeline's taps, then the denoiser's, without the name of the noise expert."""
+        names = [*self._pipe.taps]
+        for model in self._denoisers():
+            names += [name for name, _ in model.named_modules() if _TAP.fullmatch(name)]
+        return tuple(dict.fromkeys(names))
+
+    def request(self) -> Request | None:
+        """The generation that runs now."""
+        running = self._pipe.current_request
+        if running is None:
+            return None
+        if self._request is None or running is not self._running:
+            self._running = running
+            self._request = Request(
+                prompts={"cond": running.prompts[0], "uncond": running.negative_prompts[0]},
+                num_videos=len(running.prompts),
+                height=running.height,
+                width=running.width,
+                num_frames=running.num_frames,
+                num_inference_steps=running.num_inference_steps,
+                guidance={
+                    "guidance_scale": running.guidance_scale,
+                    "guidance_scale_2": running.guidance_scale_2,
+                },
+                seed=running.seed,
+            )
+        return self._request
+
+    def planned_request(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        height: int | None,
+        width: int | None,
+        num_frames: int | None,
+        num_inference_steps: int | None,
+    ) -> Request:
+        """A generation with the model's own defaults."""
+        config = self._pipe.config
+        return Request(
+            prompts={"cond": prompt, "uncond": negative_prompt},
+            num_videos=1,
+            height=config.height if height is None else height,
+            width=config.width if width is None else width,
+            num_frames=config.num_frames if num_frames is None else num_frames,
+            num_inference_steps=(
+                config.num_inference_steps if num_inference_steps is None else num_inference_steps
+            ),
+            guidance={"guidance_scale": 4.0},  # on, as by default: two branches work
+            seed=None,
+        )
+
+    def grid(self, request: Request) -> Grid:
+        """The video tokens of a generation."""
+        return token_grid(
+            request.num_frames,
+            request.height,
+            request.width,
+            vae_stride=VAE_STRIDE,
+            patch_size=self._pipe.transformer.config.patch_size,
+        )
+
+    def anatomy(self, request: Request) -> Anatomy:
+        """Sizes, and an estimate of the work: 2 operations per token and weight in use."""
+        model = self._pipe.transformer
+        config = model.config
+        grid = self.grid(request)
+        full = config.attention == "full"
+        share = config.top_k / config.num_experts if config.num_experts else 1.0
+        weights = sum(
+            p.numel() * (share if ".moe.experts." in name else 1.0)
+            for name, p in model.blocks.named_parameters(prefix="blocks")
+        )
+        keys = grid.tokens if full else grid.rows_and_columns + grid.frames
+        attention = 4 * grid.tokens * (keys + config.text_len) * config.dim * config.num_layers
+        return Anatomy(
+            grid=grid,
+            layers=config.num_layers,
+            heads=config.num_heads,
+            head_width=config.head_dim,
+            text_length=config.text_len,
+            frame_kind="self_attn" if full else "temporal_attn",
+            token_experts=config.num_experts,
+            topk=config.top_k if config.num_experts else 0,
+            forward_flops=int(2 * grid.tokens * weights + attention),
+        )
+
+    def encode(self, prompt: str) -> EncodedPrompt:
+        """The prompt's tokens; that it was cut, the pipeline says itself."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = self._pipe.tokenizer.encode(prompt)
+        return encoded_prompt(prompt, found.offsets[:-1], found.truncated_at)  # </s> is last
+
+    def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...]) -> None:
+        """Look at the queries and keys of every block, at its expert ids, and at the video."""
+        for model in self._denoisers():
+            reader = _Reader(self, sink, branches)
+            hooks.before(model, reader.begin)
+            for layer, block in enumerate(model.blocks):
+                for kind in ("cross_attn", "temporal_attn", "self_attn"):
+                    attention = getattr(block, kind, None)
+                    if attention is not None:
+                        pair = partial(reader.pair, kind, layer, attention)
+                        hooks.after(attention.q, partial(pair, "q"))
+                        hooks.after(attention.k, partial(pair, "k"))
+                if hasattr(block, "moe"):
+                    hooks.after(block.moe.expert_ids, partial(reader.routing, layer))
+        hooks.after(self._pipe.taps["frames"], lambda frames: sink.video(frames[0]))
+
+    def provenance(self) -> dict[str, Any]:
+        """What made the video."""
+        return {
+            "model": f"tinywan {self._pipe.config.name}",
+            "fps": self._pipe.config.fps,
+            "device": str(self._pipe.device),
+            "dtype": str(self._pipe.dtype).removeprefix("torch."),
+            "versions": {
+                "wanviz": version("wanviz"),
+                "tinywan": version("wanviz"),  # they are one distribution
+                "torch": torch.__version__,
+            },
+        }
+
+    def next_moment(self) -> Moment | None:
+        """The pipeline's denoiser call, once; None for a forward that somebody else makes."""
+        call = self._pipe.current_call
+        if call is None or call is self._call:
+            return None
+        self._call = call
+        return Moment(
+            step=call.step,
+            sigma=call.sigma,
+            timestep=call.timestep,
+            noise_expert=call.noise_expert,
+            branches=call.branches,
+        )
+
+    def _denoisers(self) -> tuple[Any, ...]:
+        """The denoisers; both noise experts may be one module."""
+        both = (self._pipe.transformer, self._pipe.transformer_2)
+        return tuple({id(model): model for model in both if model is not None}.values())
+
+
+class _Reader:
+    """Pairs the queries and keys of one denoiser and tells its sink."""
+
+    def __init__(self, adapter: TinywanAdapter, sink: Sink, branches: tuple[str, ...]) -> None:
+        self._adapter, self._sink, self._branches = adapter, sink, branches
+        self._moment: Moment | None = None
+        self._waiting: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._grid: Grid | None = None
+
+    def begin(self) -> None:
+        """A forward starts; one that no pipeline called is none of ours."""
+        self._waiting.clear()  # of a forward that broke off between q and k
+        self._moment = self._adapter.next_moment()
+        request = self._adapter.request()
+        if self._moment is None or request is None:
+            self._moment = None
+            return
+        self._grid = self._adapter.grid(request)
+        self._sink.begin(self._moment)
+
+    def pair(self, kind: Kind, layer: int, attention: Any, name: str, tensor: Tensor) -> None:
+        """One of q and k; the second completes an event."""
+        if self._moment is None:
+            return
+        waiting = self._waiting.setdefault((kind, layer), {})
+        waiting[name] = tensor.detach()
+        if len(waiting) == 2:
+            del self._waiting[kind, layer]
+            window = getattr(attention, "window", None)
+            self._emit(kind, layer, window=window, **waiting)
+
+    def routing(self, layer: int, expert_ids: Tensor) -> None:
+        """The token experts of one layer."""
+        if self._moment is not None:
+            self._emit("expert_ids", layer, expert_ids=expert_ids)
+
+    def _emit(self, kind: Kind, layer: int, window: int | None = None, **tensors: Tensor) -> None:
+        moment, grid = self._moment, self._grid
+        assert moment is not None and grid is not None
+        for branch in self._branches:
+            if branch in moment.branches:
+                row = moment.branches.index(branch)  # one video: one row of the batch per branch
+                event = Event(
+                    kind=kind,
+                    layer=layer,
+                    moment=moment,
+                    branch=branch,
+                    grid=grid,
+                    window=window,
+                    **{name: tensor[row] for name, tensor in tensors.items()},
+                )
+                self._sink.consume(event)

@@ -1,0 +1,252 @@
+"""The `wanviz` command: draw a video from a prompt and explain it, or open a saved trace."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from wanviz.errors import OptionError, ReportError, WanvizError
+
+if TYPE_CHECKING:  # torch and matplotlib take seconds: `wanviz --help` must not
+    from wanviz.trace import Trace
+
+BAD_INPUT, INTERRUPTED = 2, 130
+ROOM = 48 << 20  # bytes that the files of one video may take, found free before it is drawn
+LARGEST_SIDE = 480  # small videos are enlarged to about this many pixels, each a clear square
+FRAMES_PER_SECOND = 8  # where a record does not say
+FILES = {
+    "trace": "video.trace",
+    "video": "video.mp4",
+    "storyboard": "storyboard.png",
+    "report": "report.html",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what was wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with code 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, 2 for bad input, 130 for Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "explain":
+            explain(arguments)
+        else:
+            open_trace(arguments)
+    except KeyboardInterrupt:
+        print("\nwanviz: stopped; no unfinished file was left behind", file=sys.stderr)
+        return INTERRUPTED
+    except (WanvizError, OSError) as error:
+        return _sentence(error)
+    except Exception as error:
+        tinywan = sys.modules.get("tinywan.errors")
+        if tinywan is not None and isinstance(error, tinywan.TinywanError):
+            return _sentence(error)
+        raise
+    return 0
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    """`wanviz explain`: draw, watch, and write video, report, trace and storyboard."""
+    folder: Path = arguments.out
+    with _prepared(folder) as drafts:
+        _say("loading the model")
+        import tinywan
+
+        import wanviz
+
+        pipe = tinywan.TextToVideoPipeline.from_pretrained(arguments.model, device=arguments.device)
+        asked = {
+            "negative_prompt": arguments.negative,
+            "height": arguments.height,
+            "width": arguments.width,
+            "num_frames": arguments.num_frames,
+            "num_inference_steps": arguments.steps,
+            "guidance_scale": arguments.guidance,
+            "seed": arguments.seed,
+        }
+        given = {name: value for name, value in asked.items() if value is not None}
+        _say("drawing the video and watching its attention")
+        started = time.perf_counter()
+        with wanviz.capture(pipe) as trace:
+            pipe(arguments.prompt, **given)
+        _say(f"drawn in {time.perf_counter() - started:.1f} s; writing the files")
+        for name, write in files_of(trace).items():
+            write(drafts / name)
+            (drafts / name).replace(folder / name)  # each whole; should a later one fail, it stays
+    _tell(folder)
+
+
+def files_of(trace: Trace) -> dict[str, Callable[[Path], object]]:
+    """The files that explain a trace, and what writes each; the trace first, it is worth most."""
+    from wanviz.report import report
+
+    return {
+        FILES["trace"]: trace.save,
+        FILES["video"]: partial(write_video, trace),
+        FILES["storyboard"]: partial(write_storyboard, trace),
+        FILES["report"]: partial(report, trace),
+    }
+
+
+def write_storyboard(trace: Trace, path: Path) -> None:
+    """Write the storyboard of a trace as PNG; for a prompt without words, one plain frame."""
+    from wanviz.plots import plot_storyboard
+    from wanviz.show import poster
+
+    if any(word.tokens for word in trace.words):
+        plot_storyboard(trace).savefig(path)
+    else:
+        path.write_bytes(poster(trace))
+
+
+def write_video(trace: Trace, path: Path) -> None:
+    """Write a trace's video as H.264, every pixel enlarged to a square."""
+    import imageio_ffmpeg
+    import numpy as np
+
+    if trace.frames is None:
+        raise OptionError("this trace has no decoded video: capture a call that decodes")
+    height, width = trace.frames.shape[1:3]
+    times = max(1, LARGEST_SIDE // max(height, width))
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (width * times, height * times),
+        fps=trace.record.get("fps", FRAMES_PER_SECOND),
+        codec="libx264",
+        macro_block_size=2,
+        output_params=["-crf", "16", "-preset", "fast", "-movflags", "+faststart"],
+    )
+    writer.send(None)
+    try:
+        for frame in trace.frames:
+            writer.send(np.ascontiguousarray(frame.repeat(times, 0).repeat(times, 1)))
+    finally:
+        writer.close()
+
+
+def open_trace(arguments: argparse.Namespace) -> None:
+    """`wanviz open`: write the report of a saved trace and show it in the browser."""
+    from wanviz.report import report
+    from wanviz.trace import Trace
+
+    source: Path = arguments.trace
+    target: Path = arguments.out or source.with_suffix(".html")
+    path = report(Trace.load(source), target)
+    print(f"report   {path}")
+    if arguments.browser and _has_screen():
+        import webbrowser
+
+        if webbrowser.open(path.resolve().as_uri()):
+            return
+    print("Open it in any browser; it needs no network.")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="wanviz", description="See what each word of a prompt does in a video.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="explain | open")
+    draw = commands.add_parser(
+        "explain", help="draw a video from a prompt, and write what each word did"
+    )
+    draw.add_argument("prompt", type=_prompt, help="what to draw, in English or Chinese")
+    draw.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder to write (default: out)"
+    )
+    draw.add_argument("--seed", type=int, default=7, help="same seed, same video (default: 7)")
+    draw.add_argument("--steps", type=int, help="denoising steps")
+    draw.add_argument("--guidance", type=float, help="how strictly to follow the prompt")
+    draw.add_argument("--negative", default="", help="what to keep out of the video")
+    draw.add_argument("--num-frames", type=int, help="frames to draw: 1 + 4k, e.g. 17")
+    draw.add_argument("--height", type=int, help="pixel rows")
+    draw.add_argument("--width", type=int, help="pixel columns")
+    draw.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    draw.add_argument("--model", help="folder of a checkpoint (default: the one that is shipped)")
+    show = commands.add_parser("open", help="show the report of a saved trace")
+    show.add_argument("trace", type=Path, help="a file that Trace.save or explain wrote")
+    show.add_argument("--out", type=Path, help="report to write (default: beside the trace)")
+    show.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="only write the report"
+    )
+    return parser
+
+
+def _prompt(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: say in words what to draw")
+    return text
+
+
+@contextmanager
+def _prepared(folder: Path) -> Iterator[Path]:
+    """A draft folder inside the output folder, with room; gone afterwards, whatever happens."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    drafts = None
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            drafts = Path(tempfile.mkdtemp(prefix=".wanviz-", dir=folder))
+            _reserve(drafts / "room")
+        except OSError as error:
+            raise ReportError(
+                f"cannot write to --out {str(folder)!r} ({error.strerror or error}): "
+                f"name a folder that is writable and has {ROOM >> 20} MB free"
+            ) from error
+        yield drafts
+    finally:
+        if drafts is not None:
+            shutil.rmtree(drafts, ignore_errors=True)
+        for path in missing:  # folders that we made and did not fill
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _reserve(path: Path) -> None:
+    """See that the disk takes as much as we shall write; OSError where it does not."""
+    if shutil.disk_usage(path.parent).free < ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    path.write_bytes(bytes(1 << 20))  # quotas and read-only mounts show only on a real write
+    path.unlink()
+
+
+def _has_screen() -> bool:
+    """Whether a browser window could appear; text browsers would take the terminal over."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def _tell(folder: Path) -> None:
+    print(f"video       {folder / FILES['video']}")
+    print(f"report      {folder / FILES['report']}")
+    print(f"storyboard  {folder / FILES['storyboard']}")
+    print(f"trace       {folder / FILES['trace']}")
+    print("Open the report in any browser and hover its words; it needs no network.")
+    print(f"Again later: wanviz open {folder / FILES['trace']}")
+
+
+def _say(text: str) -> None:
+    print(f"wanviz: {text} …", file=sys.stderr, flush=True)
+
+
+def _sentence(error: BaseException) -> int:
+    print(f"wanviz: {' '.join(str(error).split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,375 @@
+"""A Trace: what a capture kept, as labelled arrays, with the record of how it was made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from wanviz.contents import (
+    Contents,
+    attrs,
+    axis_coords,
+    chosen_places,
+    kept_array,
+    mean_frames,
+    mean_over,
+    places,
+    raise_if_failed,
+)
+from wanviz.errors import CaptureError, KeepError, TraceFileError
+from wanviz.grid import pixel_frame_label
+from wanviz.layout import SPECIAL
+from wanviz.trace_file import read_trace, write_trace
+from wanviz.words import Token, Word, phrase_spans, token_weights
+
+Occurrence = int | Literal["all"] | None
+
+
+class Masses:
+    """Attention masses by the axes that were kept: masses["layer", "head"], masses[()]."""
+
+    def __init__(self, contents: Contents, branch: str, special: bool) -> None:
+        """The prompt's own tokens, or end of text and padding."""
+        self._contents, self._branch, self._special = contents, branch, special
+
+    def __getitem__(self, axes: str | tuple[str, ...]) -> xr.DataArray:
+        """Masses over the named axes, averaged over all others.
+
+        Args:
+            axes: any of layer, step, head that one kept array has; () averages over all.
+
+        Returns:
+            float32 over (axes …, token or kind, frame, row, column).
+
+        Raises:
+            KeepError: no kept array has these axes.
+        """
+        asked = (axes,) if isinstance(axes, str) else tuple(axes)
+        array, kept = kept_array(self._contents, self._branch, "words", asked)
+        tokens = len(self._contents.prompts[self._branch].tokens)
+        at = len(kept)
+        part = slice(tokens, None) if self._special else slice(tokens)
+        array = mean_over(array[(slice(None),) * at + (part,)], kept, asked)
+        columns: dict[str, Any]
+        if self._special:
+            name, columns = "kind", {"kind": list(SPECIAL)}
+        else:
+            texts = [token.text for token in self._contents.prompts[self._branch].tokens]
+            name = "token"
+            columns = {"token": np.array(texts, dtype=object if not texts else None)}
+        return xr.DataArray(
+            array,
+            dims=(*asked, name, "frame", "row", "column"),
+            coords={**axis_coords(self._contents, asked), **columns, **places(self._contents)},
+            name="mass",
+            attrs=attrs(self._branch),
+        )
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        """The axis sets that were kept."""
+        return iter(self._contents.keep)
+
+    def __len__(self) -> int:
+        """How many axis sets were kept."""
+        return len(self._contents.keep)
+
+    def __repr__(self) -> str:
+        """What was kept."""
+        return "attention masses kept over " + ", ".join(map(str, self._contents.keep))
+
+
+class BranchTrace:
+    """One branch of a trace: the prompt's ("cond") or the negative prompt's ("uncond")."""
+
+    def __init__(self, contents: Contents, branch: str) -> None:
+        """The part of a trace's contents that belongs to a branch."""
+        self._contents = contents
+        self._encoded = contents.prompts[branch]
+        self.name = branch
+        self.prompt = self._encoded.text
+        self.tokens: tuple[Token, ...] = self._encoded.tokens
+        self.words: tuple[Word, ...] = contents.words[branch]
+        self.maps = Masses(contents, branch, special=False)
+        self.special = Masses(contents, branch, special=True)
+
+    def word_map(
+        self,
+        phrase: str | Word,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        step: int | None = None,
+        occurrence: Occurrence = None,
+    ) -> xr.DataArray:
+        """See `Trace.word_map`."""
+        spans = phrase_spans(self._encoded, phrase, occurrence)
+        weights = token_weights(self._encoded, spans)
+        chosen = chosen_places(self._contents, layer=layer, head=head, step=step)
+        array, kept = kept_array(self._contents, self.name, "words", tuple(chosen))
+        array = array[tuple(chosen.get(axis, slice(None)) for axis in kept)]
+        rest = tuple(axis for axis in kept if axis not in chosen)
+        array = np.take(array, [index for index, _ in weights], axis=-4)
+        factors = np.array([f for _, f in weights], dtype=np.float32)
+        mass = np.einsum("...pfhw,p->...fhw", array, factors)
+        text = phrase.text if isinstance(phrase, Word) else phrase.strip()
+        return xr.DataArray(
+            mean_over(mass, rest, ()),
+            dims=("frame", "row", "column"),
+            coords=places(self._contents),
+            name="mass",
+            attrs={**attrs(self.name), "phrase": text, **chosen},
+        )
+
+    def frame_attention(
+        self, *, layer: int | None = None, head: int | None = None, step: int | None = None
+    ) -> xr.Dataset:
+        """See `Trace.frame_attention`."""
+        chosen = chosen_places(self._contents, layer=layer, head=head, step=step)
+        array, kept = kept_array(self._contents, self.name, "frames", tuple(chosen))
+        array = array[tuple(chosen.get(axis, slice(None)) for axis in kept)]
+        frames = np.arange(self._contents.grid.frames)
+        labels = [pixel_frame_label(int(i)) for i in frames]
+        return xr.Dataset(
+            {"mass": (("query_frame", "key_frame"), mean_frames(array))},
+            coords={
+                "query_frame": frames,
+                "key_frame": frames,
+                "query_pixel_frames": ("query_frame", labels),
+                "key_pixel_frames": ("key_frame", labels),
+            },
+            attrs={"branch": self.name, "method": self._contents.record["frames"], **chosen},
+        )
+
+    @property
+    def routing(self) -> xr.Dataset:
+        """See `Trace.routing`."""
+        contents = self._contents
+        coords = axis_coords(contents, ("step",))
+        noise_expert = coords.pop("noise_expert")
+        data: dict[str, Any] = {"noise_expert": noise_expert}
+        raise_if_failed(contents, "routing")
+        load = contents.arrays.get(f"{self.name}/load")
+        if load is not None:
+            where = contents.arrays[f"{self.name}/where"]
+            experts = load.shape[-1]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                terms = np.where(load == 0, 0, -load * np.log(load)) / np.log(max(experts, 2))
+            data |= {
+                "load": (("layer", "step", "token_expert"), load),
+                "where": (("layer", "token_expert", "frame", "row", "column"), where),
+                "entropy": (("layer", "step"), terms.sum(axis=-1, dtype=np.float32)),
+            }
+            coords |= {"token_expert": np.arange(experts), **places(contents)}
+            coords |= axis_coords(contents, ("layer",))
+        dataset = xr.Dataset(data, coords=coords, attrs={"branch": self.name})
+        if load is not None:
+            dataset["load"].attrs["long_name"] = "share of the layer's token-expert places"
+            dataset["where"].attrs["long_name"] = "share of steps in which the expert is chosen"
+            dataset["entropy"].attrs["long_name"] = "entropy of the load / log(token experts)"
+        return dataset
+
+
+class Trace:
+    """What a capture kept of one generation; open one from a file with `Trace.load`."""
+
+    def __init__(self, contents: Contents | None = None) -> None:
+        """A trace of these contents, or one that a running capture will fill."""
+        self._contents = contents
+        self._empty = "this trace is still being captured: read it after the `with` block"
+
+    def fill(self, contents: Contents) -> None:
+        """Give a running capture's trace its contents."""
+        self._contents = contents
+
+    def leave_empty(self, why: str) -> None:
+        """Say why a capture's trace has no contents."""
+        self._empty = why
+
+    @property
+    def contents(self) -> Contents:
+        """Everything, or a CaptureError while there is nothing."""
+        if self._contents is None:
+            raise CaptureError(self._empty)
+        return self._contents
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that were captured; the first is what the trace shows."""
+        return tuple(self.contents.prompts)
+
+    def branch(self, name: str) -> BranchTrace:
+        """One branch, with its own prompt, words, maps, frame attention and routing."""
+        if name not in self.branches:
+            raise KeepError(
+                f"branch={name!r} was not captured; this trace has "
+                f"{', '.join(map(repr, self.branches))}: capture with "
+                f"branches={tuple(dict.fromkeys((*self.branches, str(name))))!r}"
+            )
+        return BranchTrace(self.contents, name)
+
+    @property
+    def _first(self) -> BranchTrace:
+        return BranchTrace(self.contents, self.branches[0])
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, as given."""
+        return self._first.prompt
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The words of the prompt that the model saw."""
+        return self._first.words
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The prompt's own tokens."""
+        return self._first.tokens
+
+    @property
+    def maps(self) -> Masses:
+        """Attention mass on the prompt's tokens: maps["layer", "head"], maps["step"], maps[()]."""
+        return self._first.maps
+
+    @property
+    def special(self) -> Masses:
+        """Attention mass on end of text and padding; with `maps` it sums to 1."""
+        return self._first.special
+
+    @property
+    def routing(self) -> xr.Dataset:
+        """noise_expert(step); if captured, load, where and entropy of the token experts."""
+        return self._first.routing
+
+    @property
+    def frames(self) -> NDArray[np.uint8] | None:
+        """The video made, uint8 [F, H, W, 3]; None for latent output."""
+        return self.contents.arrays.get("video")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How the video was made: prompt, seed, steps, guidance, versions and more."""
+        return self.contents.record
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all kept arrays."""
+        return sum(array.nbytes for array in self.contents.arrays.values())
+
+    def word_map(
+        self,
+        phrase: str | Word,
+        layer: int | None = None,
+        head: int | None = None,
+        step: int | None = None,
+        occurrence: Occurrence = None,
+        branch: str | None = None,
+    ) -> xr.DataArray:
+        """Attention mass on a phrase: the sum over its tokens, by overlap at the edges.
+
+        Args:
+            phrase: characters of the prompt, or one of `words`.
+            layer: one layer, from 0; None averages.
+            head: one head, from 0; None averages.
+            step: one denoising step, from 0; None averages.
+            occurrence: which one (from 1, or "all") where the phrase occurs more than once.
+            branch: "cond" or "uncond"; None is the first captured.
+
+        Returns:
+            float32 over (frame, row, column); NaN where not computed.
+
+        Raises:
+            PhraseError: the phrase is absent or ambiguous.
+            KeepError: no kept array has the axes asked for.
+        """
+        part = self._first if branch is None else self.branch(branch)
+        return part.word_map(phrase, layer=layer, head=head, step=step, occurrence=occurrence)
+
+    def frame_attention(
+        self,
+        layer: int | None = None,
+        head: int | None = None,
+        step: int | None = None,
+        branch: str | None = None,
+    ) -> xr.Dataset:
+        """How much each latent frame looks at each other.
+
+        Where layers with different windows are averaged, a layer that cannot look somewhere
+        counts there as mass 0; NaN stands where none of them looks.
+
+        Args:
+            layer: one layer, from 0; None averages.
+            head: one head, from 0; None averages.
+            step: one denoising step, from 0; None averages.
+            branch: "cond" or "uncond"; None is the first captured.
+
+        Returns:
+            mass float32 over (query_frame, key_frame).
+
+        Raises:
+            KeepError: frames or the axes asked for were not kept.
+        """
+        part = self._first if branch is None else self.branch(branch)
+        return part.frame_attention(layer=layer, head=head, step=step)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trace to one file; a reader sees all of it or nothing."""
+        contents = self.contents
+        write_trace(path, contents.arrays, contents.header())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Open a trace without a model or a GPU; no pickle is read.
+
+        Raises:
+            TraceFileError: the file is missing, foreign or damaged.
+        """
+        arrays, header = read_trace(path)
+        try:
+            return cls(Contents.from_header(arrays, header))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TraceFileError(
+                f"{str(path)!r} has a trace header that cannot be understood ({error!r}): "
+                "open it with the wanviz that wrote it"
+            ) from error
+
+    def __repr__(self) -> str:
+        """Sizes, what was kept, and where the clearest words peak."""
+        if self._contents is None:
+            return f"Trace: empty ({self._empty})"
+        contents, sizes = self._contents, self._contents.sizes
+        parts = [
+            f"Trace: {len(self.words)} words",
+            f"{sizes['layer']} layers x {sizes['head']} heads x {sizes['step']} steps",
+            "x".join(map(str, contents.grid.shape)) + " tokens",
+        ]
+        if "words" not in contents.record["failed"]:
+            parts.append("peaks " + (self._peaks() or "none"))
+        if len(self.branches) > 1:
+            parts.append("branches " + ", ".join(self.branches))
+        cut = contents.prompts[self.branches[0]].truncated_at
+        if cut is not None:
+            parts.append(f"prompt cut at character {cut}")
+        if contents.record["failed"]:
+            parts.append("failed: " + ", ".join(contents.record["failed"]))
+        return " · ".join(parts)
+
+    def _peaks(self, count: int = 3) -> str:
+        masses = self.maps[()].values
+        found = []
+        for word in self.words:
+            if not word.tokens:
+                continue
+            mass = masses[list(word.tokens)].sum(axis=0)
+            if np.isfinite(mass).all():
+                peak = tuple(int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
+                found.append((float(mass.max() / max(mass.mean(), 1e-12)), word.text, peak))
+        found.sort(key=lambda item: -item[0])
+        return ", ".join(
+            f"{text} at frame {f} row {h} column {w}" for _, text, (f, h, w) in found[:count]
+        )

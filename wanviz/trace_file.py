@@ -1,0 +1,108 @@
+"""A trace on disk: one safetensors file with a JSON header, checked when read, written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from wanviz.errors import TraceFileError
+
+FORMAT = 1
+Arrays = dict[str, NDArray[Any]]
+
+
+def write_trace(path: str | os.PathLike[str], arrays: Arrays, header: dict[str, Any]) -> None:
+    """Write a trace so that a reader sees the old file or the whole new one, never a part.
+
+    Raises:
+        TraceFileError: the folder is missing, unwritable or full.
+    """
+    target = Path(path)
+    text = json.dumps({"format": FORMAT, **header}, ensure_ascii=True, allow_nan=False)
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    metadata = {"wanviz": text, "sha256": _digest(text, whole)}
+    draft = target.with_name(f".{target.name[:64]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with draft.open("xb") as file:
+                file.write(safetensors.numpy.save(whole, metadata))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise TraceFileError(
+            f"cannot write the trace to {str(target)!r} ({error.strerror or error}): "
+            "name a file in a folder that exists, is writable and has room"
+        ) from error
+
+
+def read_trace(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and the header of a trace, after its checksum was found right.
+
+    Raises:
+        TraceFileError: there is no such file, it is not a trace, or it is damaged.
+    """
+    shown = repr(str(path))
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise TraceFileError(
+            f"cannot read {shown} ({error.strerror or error}): name a file that Trace.save wrote"
+        ) from error
+    try:
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        text, digest = metadata["wanviz"], metadata["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise TraceFileError(_foreign(shown, data)) from None
+    try:
+        arrays: Arrays = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TraceFileError(
+            f"{shown} is a damaged trace ({error}): it was cut short or changed after it was "
+            "saved; copy it again, or capture again"
+        ) from None
+    if _digest(text, arrays) != digest:
+        raise TraceFileError(
+            f"{shown} is a damaged trace (its checksum differs): it was changed after it was "
+            "saved; copy it again, or capture again"
+        )
+    header = json.loads(text)
+    if header.get("format") != FORMAT:
+        raise TraceFileError(
+            f"{shown} has trace format {header.get('format')!r}, this wanviz reads {FORMAT}: "
+            "open it with the wanviz that wrote it, or update wanviz"
+        )
+    return arrays, header
+
+
+def _foreign(shown: str, data: bytes) -> str:
+    would = "a file that Trace.save wrote would work"
+    if not data:
+        return f"{shown} is empty: {would}"
+    if b'"wanviz"' in data[:4096]:
+        return (
+            f"{shown} is a damaged trace (its header cannot be read): it was cut short or "
+            "changed after it was saved; copy it again, or capture again"
+        )
+    return f"{shown} is not a trace (it begins with {data[:8]!r}): {would}"
+
+
+def _digest(text: str, arrays: Arrays) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

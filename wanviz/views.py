@@ -1,0 +1,166 @@
+"""What every picture of a trace starts from: maps of its words, frames they stand for, overlays.
+
+One rule for colour holds everywhere (plots and report): a map is attention mass, a fraction of what
+a video position spends on the whole prompt; `Scale` says which mass is drawn darkest and brightest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from einops import rearrange
+
+from wanviz.errors import KeepError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from wanviz.trace import Trace
+    from wanviz.words import Word
+
+    Floats = NDArray[np.float32]
+
+COLOR_MAP = "magma"
+LEAST_ALPHA, MOST_ALPHA = 0.25, 0.80  # how much of the video a map covers at the scale's two ends
+
+
+@dataclass(frozen=True)
+class WordMaps:
+    """The maps of every word of a prompt, of end of text and of padding.
+
+    Attributes:
+        words: the words that have tokens.
+        maps: attention mass, [word, layer, frame, row, column]; the first layer is the mean.
+        kinds: "end_of_text" and "padding".
+        special: the same for these, [kind, layer, frame, row, column].
+        layers: the numbers of the layers after the mean; empty if the trace kept no layers.
+    """
+
+    words: tuple[Word, ...]
+    maps: Floats
+    kinds: tuple[str, ...]
+    special: Floats
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The attention masses that are drawn with the first and the last colour."""
+
+    low: float
+    high: float
+
+    def __call__(self, mass: Floats) -> Floats:
+        """Positions in [0, 1] of masses on this scale; a flat scale gives zeros."""
+        if self.high <= self.low:
+            return np.zeros_like(mass)
+        position: Floats = np.clip((mass - self.low) / (self.high - self.low), 0, 1)
+        return position
+
+    @classmethod
+    def of(cls, mass: Floats) -> Scale:
+        """From zero to the highest mass of a clip, so that one scale serves all its frames."""
+        return cls(0.0, float(np.nan_to_num(mass).max(initial=0.0)))
+
+
+def word_maps(trace: Trace) -> WordMaps:
+    """The maps of a trace's words and of what follows them, as mean over layers and per layer."""
+    words = tuple(word for word in trace.words if word.tokens)
+    mean = trace.special[()]
+    layers: tuple[int, ...] = ()
+    special = [mean.values]
+    try:
+        by_layer = trace.special["layer"]
+    except KeepError:  # the trace was made without layers: the mean is all there is
+        pass
+    else:
+        layers = tuple(int(layer) for layer in by_layer.layer.values)
+        special += list(by_layer.transpose("layer", *mean.dims).values)
+    choices: tuple[int | None, ...] = (None, *layers)
+    maps = np.zeros((len(words), len(choices), *mean.shape[1:]), np.float32)
+    for row, word in enumerate(words):
+        for column, layer in enumerate(choices):
+            maps[row, column] = trace.word_map(word, layer=layer).values
+    return WordMaps(
+        words=words,
+        maps=maps,
+        kinds=tuple(str(kind) for kind in mean.kind.values),
+        special=rearrange(np.asarray(special, np.float32), "layer kind f h w -> kind layer f h w"),
+        layers=layers,
+    )
+
+
+def pixel_frames(trace: Trace) -> list[range]:
+    """The video frames that each latent frame stands for."""
+    labels = [str(label) for label in trace.maps[()].pixel_frames.values]
+    return [_frame_range(label) for label in labels]
+
+
+def shown_frame(span: range) -> int:
+    """The video frame that stands for a latent frame in still pictures: its middle one."""
+    return span[len(span) // 2]
+
+
+def picture(trace: Trace, span: range) -> NDArray[np.uint8]:
+    """The video frame of a span, [H, W, 3]; plain grey where a trace has no decoded video."""
+    if trace.frames is None:
+        rows, columns = trace.maps[()].shape[-2:]
+        return np.full((8 * rows, 8 * columns, 3), 96, np.uint8)
+    return np.asarray(trace.frames[shown_frame(span)])
+
+
+def span_label(frames: range) -> str:
+    """'0' or '1–4', for people."""
+    return str(frames[0]) if len(frames) == 1 else f"{frames[0]}–{frames[-1]}"
+
+
+def upsample(mass: Floats, height: int, width: int) -> Floats:
+    """Bilinear, between the centres of cells: [row, column] to [height, width]."""
+    rows, row_weight = _neighbours(mass.shape[0], height)
+    columns, column_weight = _neighbours(mass.shape[1], width)
+    upper, lower = mass[rows[0]], mass[rows[1]]
+    mixed = upper + (lower - upper) * row_weight[:, None]
+    left, right = mixed[:, columns[0]], mixed[:, columns[1]]
+    blended: Floats = (left + (right - left) * column_weight).astype(np.float32)
+    return blended
+
+
+def overlay(frame: NDArray[np.uint8], mass: Floats, scale: Scale) -> NDArray[np.uint8]:
+    """Lay a map over a video frame: dim where the mass is low, bright where it is high.
+
+    Args:
+        frame: [H, W, 3].
+        mass: [row, column].
+        scale: which masses get the first and the last colour.
+
+    Returns:
+        [H, W, 3].
+    """
+    position = scale(upsample(mass, *frame.shape[:2]))
+    color = colors()[np.rint(position * 255).astype(int)]
+    alpha = (LEAST_ALPHA + (MOST_ALPHA - LEAST_ALPHA) * position)[..., None]
+    laid: NDArray[np.uint8] = np.rint(frame * (1 - alpha) + color * alpha).astype(np.uint8)
+    return laid
+
+
+def colors() -> NDArray[np.uint8]:
+    """The colour map as a table, [256, 3]."""
+    import matplotlib as mpl
+
+    table: NDArray[np.uint8] = mpl.colormaps[COLOR_MAP](np.arange(256), bytes=True)[:, :3]
+    return table
+
+
+def _frame_range(label: str) -> range:
+    first, _, last = label.replace("–", "-").partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _neighbours(cells: int, pixels: int) -> tuple[NDArray[np.intp], Floats]:
+    """For each pixel the two nearest cells, [2, pixels], and the weight of the second."""
+    position = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    first = np.floor(position).astype(np.intp)
+    second = np.minimum(first + 1, cells - 1)
+    return np.stack([first, second]), (position - first).astype(np.float32)
