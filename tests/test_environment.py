@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-CONDA_NAMES = {"torch": "pytorch", "build": "python-build"}
+CONDA_NAMES = {"torch": "pytorch", "build": "python-build", "playwright": "playwright-python"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ASKED_FOR_BY_THE_USER = {
     "torch",

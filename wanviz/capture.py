@@ -374,7 +374,13 @@ class _Session:
     def _record(self, gaps: dict[str, list[list[int]]]) -> dict[str, Any]:
         request, subject = self._request, self._subject
         assert request is not None and subject is not None
-        pads_equal = all(r.pads_equal for r in self._reducers.values() if isinstance(r, WordMasses))
+        words = [r for r in self._reducers.values() if isinstance(r, WordMasses)]
+        if not any(r.pads for r in words):
+            padding = "none attended"
+        elif all(r.pads_equal for r in words):
+            padding = "equal, counted once"
+        else:
+            padding = "not equal, all computed"
         return {
             "prompt": request.prompts["cond"],
             "negative_prompt": request.prompts["uncond"],
@@ -389,7 +395,7 @@ class _Session:
             "frame_to_pixel": [pixel_frame_label(i) for i in range(subject.anatomy.grid.frames)],
             "frames": self._options.frames,
             "routing": self._options.routing,
-            "padding_keys": "equal, counted once" if pads_equal else "not equal, all computed",
+            "padding_keys": padding,
             "not_computed": gaps,
             "failed": {what: f"{type(e).__name__}: {e}" for what, e in self._failures.items()},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -227,9 +227,10 @@ def _aspect(trace: Trace, spans: list[range]) -> float:
 
 
 def _heading(figure: Plot, title: str, subtitle: str) -> None:
-    figure.suptitle(legible(title), fontsize=12, parse_math=False)
+    height = figure.get_figheight()  # inches: the same margins however tall the figure
+    figure.suptitle(legible(title), fontsize=12, y=1 - 0.1 / height, parse_math=False)
     if subtitle:
-        figure.supxlabel(subtitle, fontsize=_SMALL, color="0.3")
+        figure.supxlabel(subtitle, fontsize=_SMALL, color="0.3", y=0.08 / height)
 
 
 def _show(axis: Axes, image: NDArray[np.uint8]) -> None:

@@ -92,6 +92,7 @@ class WordMasses:
         prefix = f"{branch}/words/"
         self._used = tokens + 1
         self.pads_equal = True  # whether every event's padding keys were one and the same
+        self.pads = 0  # most padding keys that any event attended to; 0 where they are masked
         self._means = [RunningMean(s) for s in specs if s.name.startswith(prefix)]
         self._by_head = any(m.per_head for m in self._means)
         self._by_mean = any(not m.per_head for m in self._means)
@@ -105,6 +106,7 @@ class WordMasses:
             raise ValueError(
                 f"the prompt has {self._used} tokens with </s>, the model {k.shape[1]} keys"
             )
+        self.pads = max(self.pads, pads)
         # Padding rows are zeros before the text projection, so their keys are one and the same
         # and can be counted once: Σ exp(s) over m equal logits is exp(s + log m). Where the keys
         # are not equal bit for bit, every one is computed.

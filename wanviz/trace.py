@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Container, Iterator
+from importlib import import_module
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -177,6 +178,8 @@ class BranchTrace:
 class Trace:
     """What a capture kept of one generation; open one from a file with `Trace.load`."""
 
+    _repr_mimebundle_: ClassVar[Callable[..., dict[str, Any]]]  # set by wanviz/__init__.py
+
     def __init__(self, contents: Contents | None = None) -> None:
         """A trace of these contents, or one that a running capture will fill."""
         self._contents = contents
@@ -196,6 +199,13 @@ class Trace:
         if self._contents is None:
             raise CaptureError(self._empty)
         return self._contents
+
+    def _repr_mimebundle_(
+        self, include: Container[str] | None = None, exclude: Container[str] | None = None
+    ) -> dict[str, Any]:
+        """What a notebook shows; the views lie above a trace, so they are looked up by name."""
+        made: dict[str, Any] = import_module("wanviz.show").mimebundle(self, include, exclude)
+        return made
 
     @property
     def branches(self) -> tuple[str, ...]:

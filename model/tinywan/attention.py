@@ -52,7 +52,12 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, pattern: Pattern, window: int | None = None, eps: float = 1e-6
+        self,
+        dim: int,
+        num_heads: int,
+        pattern: Pattern,
+        window: int | None = None,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.num_heads, self.pattern, self.window = num_heads, pattern, window
@@ -76,6 +81,7 @@ class Attention(nn.Module):
         keys_values: tuple[Tensor, Tensor] | None = None,
         grid: Grid | None = None,
         rotary: Tensor | None = None,
+        attended: Tensor | None = None,
     ) -> Tensor:
         """Let every token gather what it looks at.
 
@@ -84,6 +90,7 @@ class Attention(nn.Module):
             keys_values: for cross-attention, from `keys_values` on the prompt; else taken from x.
             grid: (f, h, w) with f·h·w = l, needed by "spatial" and "temporal".
             rotary: from `rope.rotary_table`; None leaves queries and keys unrotated.
+            attended: for cross-attention, bool `[b, p]`, False on keys to leave out.
 
         Returns:
             `[b, l, c]`.
@@ -93,14 +100,17 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         q, k, v = self.q(q), self.k(k), self.v(v)
-        mixed = self._attend(q, k, v, grid)
+        if self.pattern in ("full", "cross"):
+            mask = None if attended is None else attended[:, None, None]  # b 1 1 p
+            mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:
+            assert grid is not None
+            mixed = self._attend_apart(q, k, v, grid)
         return self.out(self.to_out(rearrange(mixed, "b n l d -> b l (n d)")))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None) -> Tensor:
-        if self.pattern in ("full", "cross"):
-            return scaled_dot_product_attention(q, k, v)
-        assert grid is not None
+    def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         f, h, w = grid
+        sizes: tuple[int, ...]
         if self.pattern == "spatial":
             apart, sizes = "b n (f s) d -> (b f) n s d", (h, w)
             together = "(b f) n s d -> b n (f s) d"

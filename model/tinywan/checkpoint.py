@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -55,12 +56,14 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     sums = {"tokenizer.json": _sha256((folder / "tokenizer.json").read_bytes())}
+    fields = config.to_dict()
+    sums["model"] = _sha256_of_fields(fields)
     for name, module in modules.items():
         tensors = {k: v.to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
         content = save_safetensors(tensors, metadata={"format": FORMAT})
         write_atomically(folder / f"{name}.safetensors", content)
         sums[f"{name}.safetensors"] = _sha256(content)
-    header = {"format": FORMAT, "model": config.to_dict(), "sha256": sums}
+    header = {"format": FORMAT, "model": fields, "sha256": sums}
     text = json.dumps(header, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "config.json", text.encode())
 
@@ -75,7 +78,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, str]]:
         The configuration, and the checksum of every file.
 
     Raises:
-        CheckpointError: where there is none, or it is not tinywan's.
+        CheckpointError: where there is none, it is damaged, or it is not tinywan's.
     """
     path = folder / "config.json"
     try:
@@ -90,12 +93,25 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, str]]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else type(header).__name__
         raise CheckpointError(f"{path} has format {found!r}; this tinywan reads {FORMAT!r}")
-    config = ModelConfig.from_dict(header["model"])
-    return config, header["sha256"]
+    fields, sums = header.get("model"), header.get("sha256")
+    if not isinstance(fields, dict) or not isinstance(sums, dict):
+        raise CheckpointError(f"{path} is damaged, it lacks 'model' or 'sha256': fetch it anew")
+    if _sha256_of_fields(fields) != sums.get("model"):
+        raise CheckpointError(f"{path} is damaged, 'model' differs from its SHA-256: fetch it anew")
+    return ModelConfig.from_dict(fields), sums
 
 
-def load_tokenizer(folder: Path) -> UnigramTokenizer:
-    """Read the tokenizer of a checkpoint."""
+def load_tokenizer(folder: Path, sums: dict[str, str]) -> UnigramTokenizer:
+    """Read the tokenizer of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        sums: from `read_config`.
+
+    Raises:
+        CheckpointError: where the file is missing or damaged.
+    """
+    _read_verified(folder / "tokenizer.json", sums)
     return UnigramTokenizer.from_pretrained(folder)
 
 
@@ -112,16 +128,7 @@ def load_module(folder: Path, name: str, module: nn.Module, sums: dict[str, str]
         CheckpointError: where the file is missing, damaged or made for another module.
     """
     path = folder / f"{name}.safetensors"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint lacks {path}: {error.strerror}") from error
-    if _sha256(content) != sums.get(path.name):
-        raise CheckpointError(
-            f"{path} is damaged or is not the file of this checkpoint ({len(content)} bytes, "
-            f"SHA-256 {_sha256(content)[:12]}…, config.json says "
-            f"{str(sums.get(path.name))[:12]}…): fetch it anew"
-        )
+    content = _read_verified(path, sums)
     try:
         module.load_state_dict(load_safetensors(content))
     except Exception as error:
@@ -143,5 +150,23 @@ def fitted(config: ModelConfig, tokenizer: UnigramTokenizer) -> ModelConfig:
     return replace(config, text=text, dit=dit)
 
 
+def _read_verified(path: Path, sums: dict[str, str]) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint lacks {path}: {error.strerror}") from error
+    if _sha256(content) != sums.get(path.name):
+        raise CheckpointError(
+            f"{path} is damaged or is not the file of this checkpoint ({len(content)} bytes, "
+            f"SHA-256 {_sha256(content)[:12]}…, config.json says "
+            f"{str(sums.get(path.name))[:12]}…): fetch it anew"
+        )
+    return content
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _sha256_of_fields(fields: dict[str, Any]) -> str:
+    return _sha256(json.dumps(fields, sort_keys=True).encode())

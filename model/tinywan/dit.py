@@ -37,6 +37,7 @@ class DiTConfig:
     attention: Literal["factorised", "full"] = "factorised"
     spatial_windows: tuple[int | None, ...] = (2, 3, 4, 6, None, None)  # radius per layer
     temporal_windows: tuple[int | None, ...] = (1, 1, 2, 2, None, None)  # None sees everything
+    mask_padding: bool = True  # prompts are short here; Wan attends to its padding as well
     num_experts: int = 10  # token experts per layer; 0 is a dense feed-forward
     top_k: int = 3  # token experts that work on one token
     expert_dim: int = 256  # 4/3·dim: three together are as wide as a dense 4·dim
@@ -93,11 +94,9 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(dim, eps, elementwise_affine=False)
         if config.attention == "full":
             self.self_attn = Attention(dim, heads, "full", eps=eps)
-            self.looks = ("self_attn",)
+            self.looks: tuple[str, ...] = ("self_attn",)
         else:
-            self.spatial_attn = Attention(
-                dim, heads, "spatial", config.spatial_windows[layer], eps
-            )
+            self.spatial_attn = Attention(dim, heads, "spatial", config.spatial_windows[layer], eps)
             self.temporal_attn = Attention(
                 dim, heads, "temporal", config.temporal_windows[layer], eps
             )
@@ -116,13 +115,20 @@ class Block(nn.Module):
         self.resid_pre, self.resid_post = nn.Identity(), nn.Identity()  # taps
 
     def forward(
-        self, x: Tensor, prompt: Tensor, time: Tensor, rotary: Tensor, grid: Grid
+        self,
+        x: Tensor,
+        prompt: Tensor,
+        attended: Tensor | None,
+        time: Tensor,
+        rotary: Tensor,
+        grid: Grid,
     ) -> Tensor:
         """One round of attention and thought.
 
         Args:
             x: `[b, l, c]` video tokens.
             prompt: `[b, p, c]` prompt tokens.
+            attended: bool `[b, p]`, False on padding; None attends to all of them.
             time: `[b, 3·sublayers, c]` the noise level, shared by all blocks.
             rotary: positions, from `rope.rotary_table`.
             grid: (f, h, w), f·h·w = l.
@@ -139,7 +145,9 @@ class Block(nn.Module):
             attend = getattr(self, name)
             seen = attend(modulation(self.norm1(x)), grid=grid, rotary=rotary)
             x = x + (modulation.gate * seen).to(x.dtype)
-        x = x + self.cross_attn(self.norm2(x), self.cross_attn.keys_values(prompt))
+        x = x + self.cross_attn(
+            self.norm2(x), self.cross_attn.keys_values(prompt), attended=attended
+        )
         think = self.moe if hasattr(self, "moe") else self.ffn
         thought = think(thinking(self.norm3(x)))
         x = x + (thinking.gate * thought).to(x.dtype)
@@ -193,7 +201,7 @@ class DiT(nn.Module):
         Args:
             latents: `[b, c, f, h, w]` noisy latents.
             timestep: `[b]` in [0, 1000]: 1000 times sigma.
-            prompt_embeds: `[b, p, text_dim]`; padding rows are zero and are attended, as in Wan.
+            prompt_embeds: `[b, p, text_dim]`; rows of padding are zero.
 
         Returns:
             `[b, c, f, h, w]` velocity.
@@ -210,12 +218,13 @@ class DiT(nn.Module):
         )  # fmt: skip
         x = self.patch_embedding(x)  # b l c
         prompt = self.text_embedder(prompt_embeds)  # b p c
+        attended = prompt_embeds.any(-1) if self.config.mask_padding else None  # b p
         waves = sinusoids(timestep, self.config.freq_dim).to(x.dtype)
         embed = self.time_embed(self.time_embedder(waves))  # b c
         time = self.time_proj(embed).float().unflatten(1, (-1, self.config.dim))
         rotary = rotary_table(grid, self.config.head_dim).to(x.device)
         for block in self.blocks:
-            x = block(x, prompt, time, rotary, grid)
+            x = block(x, prompt, attended, time, rotary, grid)
         shift, scale = (self.scale_shift_table.float() + embed.float()[:, None]).chunk(2, dim=1)
         x = (self.norm_out(x) * (1 + scale) + shift).to(x.dtype)
         f, h, w = grid

@@ -33,7 +33,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden, dim)
         self.out = nn.Identity()  # tap
 
-    def forward(self, x: Tensor) -> Tensor:  # [... c] -> [... c]
+    def forward(self, x: Tensor) -> Tensor:
+        """[... c] -> [... c]."""
         return self.out(self.down(self.activation(self.up(x))))
 
 
@@ -81,8 +82,9 @@ class MixtureOfExperts(nn.Module):
         answers = torch.cat(
             [expert(part) for expert, part in zip(self.experts, slices, strict=True) if len(part)]
         )
-        answers = answers * weights.flatten()[order, None]
-        mixed = torch.zeros_like(tokens, dtype=answers.dtype).index_add(0, rows, answers)
+        # Back in the order of tokens; index_add would sum in another order in every run on CUDA.
+        answers = answers[order.argsort()].unflatten(0, (-1, self.top_k))  # [b·l, topk, c]
+        mixed = (answers * weights.flatten(0, -2)[..., None]).sum(1)  # [b·l, c]
         return self.out(mixed.view_as(x))
 
     def _losses(self, logits: Tensor, ids: Tensor) -> RouterLosses:

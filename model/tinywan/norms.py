@@ -20,7 +20,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:  # [... dim] -> [... dim]
+    def forward(self, x: Tensor) -> Tensor:
+        """[... dim] -> [... dim], in x's dtype."""
         return nn.functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(
             x.dtype
         )
@@ -29,10 +30,9 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` computed in float32 and cast back, as Wan does under bfloat16."""
 
-    def forward(self, input: Tensor) -> Tensor:  # [... dim] -> [... dim]
+    def forward(self, input: Tensor) -> Tensor:
+        """[... dim] -> [... dim], in the input's dtype."""
         weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
-        out = nn.functional.layer_norm(
-            input.float(), self.normalized_shape, weight, bias, self.eps
-        )
+        out = nn.functional.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
         return out.to(input.dtype)

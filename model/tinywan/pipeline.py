@@ -5,6 +5,7 @@ difference is that guidance runs both branches as one batch.
 """
 
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,8 @@ class TextToVideoPipeline:
         """
         folder = checkpoint.SHIPPED if path is None else Path(path)
         config, sums = checkpoint.read_config(folder)
-        pipe = cls._build(config, checkpoint.load_tokenizer(folder), "transformer_2.safetensors" in sums)
+        tokenizer = checkpoint.load_tokenizer(folder, sums)
+        pipe = cls._build(config, tokenizer, "transformer_2.safetensors" in sums)
         for name, module in pipe._modules().items():
             checkpoint.load_module(folder, name, module, sums)
         return pipe.to(device, dtype)
@@ -139,7 +141,7 @@ class TextToVideoPipeline:
             A pipeline in float32 on the CPU.
         """
         config = preset(name)
-        tokenizer = checkpoint.load_tokenizer(checkpoint.SHIPPED)
+        tokenizer = UnigramTokenizer.from_pretrained(checkpoint.SHIPPED)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pipe = cls._build(checkpoint.fitted(config, tokenizer), tokenizer, two_experts=True)
@@ -178,9 +180,7 @@ class TextToVideoPipeline:
             path: folder, made if missing.
             dtype: in which the weights are stored.
         """
-        checkpoint.save_checkpoint(
-            Path(path), self.config, self.tokenizer, self._modules(), dtype
-        )
+        checkpoint.save_checkpoint(Path(path), self.config, self.tokenizer, self._modules(), dtype)
 
     def to(
         self, device: str | torch.device, dtype: torch.dtype | None = None
@@ -303,7 +303,7 @@ class TextToVideoPipeline:
         seed: int | None,
     ) -> GenerationRequest:
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-        if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
+        if not prompts or not all(isinstance(text, str) and _is_visible(text) for text in prompts):
             raise PromptError(
                 "the prompt is empty: say what to draw, e.g. "
                 "'a woman in a red qipao walks in the rain with an umbrella'"
@@ -395,6 +395,11 @@ class TextToVideoPipeline:
                 changed = callback(self, step, timestep, {"latents": latents}) or {}
                 latents = changed.get("latents", latents)
         return latents
+
+
+def _is_visible(text: str) -> bool:
+    """Whether anything is left to read without spaces, control and format characters."""
+    return any(not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf") for c in text)
 
 
 def find_device(device: str | torch.device) -> torch.device:

@@ -23,6 +23,7 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(mode=False)  # what is remembered must serve training too
 def rotary_table(grid: tuple[int, int, int], head_dim: int, theta: float = 1e4) -> Tensor:
     """Cosines and sines of every token's rotation angles.
 

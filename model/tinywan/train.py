@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tinywan.checkpoint import load_module, read_config
 from tinywan.errors import TinywanError
-from tinywan.pipeline import find_device
+from tinywan.pipeline import TextToVideoPipeline, find_device
 from tinywan.presets import PRESETS, ModelConfig, preset
 from tinywan.train_denoiser import DenoiserRecipe, Phase, train_denoiser
 from tinywan.train_vae import VAERecipe, train_vae
@@ -44,7 +43,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS), help="sizes")
     parser.add_argument("--vae-steps", type=int, default=1300, help="steps of the VAE")
     parser.add_argument(
-        "--vae-from", type=Path, help="take the VAE of this checkpoint instead of training one"
+        "--start-from",
+        type=Path,
+        help="go on from this checkpoint's weights; its VAE is kept as it is",
     )
     parser.add_argument("--image-steps", type=int, default=900, help="steps on single pictures")
     parser.add_argument("--video-steps", type=int, default=1100, help="steps on clips")
@@ -59,7 +60,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def obtain_vae(options: argparse.Namespace, config: ModelConfig, device: str) -> CausalVAE:
-    """Train the VAE, resume it, or load it from a checkpoint.
+    """Train the VAE, or resume it.
 
     Args:
         options: from `parse_arguments`.
@@ -69,11 +70,6 @@ def obtain_vae(options: argparse.Namespace, config: ModelConfig, device: str) ->
     Returns:
         The VAE in evaluation mode.
     """
-    if options.vae_from is not None:
-        found, sums = read_config(options.vae_from)
-        vae = CausalVAE(found.vae)
-        load_module(options.vae_from, "vae", vae, sums)
-        return vae.to(device).eval()
     recipe = VAERecipe(
         TrainerConfig(steps=options.vae_steps, sample_every=300),
         seed=options.seed,
@@ -105,7 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         find_device(device)
         config = preset(options.preset)
-        vae = obtain_vae(options, config, device)
+        start = None
+        if options.start_from is not None:
+            start = TextToVideoPipeline.from_pretrained(options.start_from)
+            config = start.config
+        vae = obtain_vae(options, config, device) if start is None else start.vae.to(device)
         frames = config.num_frames
         phases = (
             Phase(options.image_steps, 1, options.image_batch, 4 * options.micro_batch),
@@ -118,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
         )
         config = replace(config, vae=vae.config)
-        pipe = train_denoiser(options.out / "denoiser", recipe, config, vae, device)
+        pipe = train_denoiser(
+            options.out / "denoiser", recipe, config, vae, device, start
+        )
         if leads:
             pipe.save_pretrained(options.out / "checkpoint")
             print(

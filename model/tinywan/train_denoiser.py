@@ -177,7 +177,12 @@ def denoiser_loss(
 
 
 def train_denoiser(
-    folder: Path, recipe: DenoiserRecipe, config: ModelConfig, vae: CausalVAE, device: str = "cpu"
+    folder: Path,
+    recipe: DenoiserRecipe,
+    config: ModelConfig,
+    vae: CausalVAE,
+    device: str = "cpu",
+    start: TextToVideoPipeline | None = None,
 ) -> TextToVideoPipeline:
     """Train or resume, and return a pipeline with averaged weights.
 
@@ -187,6 +192,7 @@ def train_denoiser(
         config: sizes; the VAE's part is taken from `vae`.
         vae: trained, in evaluation mode.
         device: "cpu", "cuda", …
+        start: take its tokenizer and weights instead of fresh ones.
 
     Returns:
         The pipeline; `save_pretrained` makes a checkpoint of it.
@@ -200,7 +206,7 @@ def train_denoiser(
                 f"use a multiple of {world}"
             )
     if not (folder / "tokenizer.json").exists():
-        made = train_tokenizer()  # the same in every process
+        made = train_tokenizer() if start is None else start.tokenizer  # the same in every process
         if rank == 0:
             made.save_pretrained(folder)
     if world > 1:
@@ -208,7 +214,11 @@ def train_denoiser(
     tokenizer = UnigramTokenizer.from_pretrained(folder)
     config = fitted(config, tokenizer)
     torch.manual_seed(recipe.seed)
-    model = Denoiser(config).to(device).train()
+    model = Denoiser(config)
+    if start is not None:
+        model.text_encoder.load_state_dict(start.text_encoder.state_dict())
+        model.transformer.load_state_dict(start.transformer.state_dict())
+    model.to(device).train()
     trainer = Trainer(folder, model, recipe.trainer, is_hidden_matrix)
     trainer.resume()
 

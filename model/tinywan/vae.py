@@ -68,7 +68,8 @@ class CausalConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(channels_out, fan_in) / math.sqrt(fan_in))
         self.bias = nn.Parameter(torch.zeros(channels_out))
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:  # [b c f h w] -> [b c' f' h' w']
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        """[b c f h w] -> [b c' f' h' w']."""
         kt, kh, kw = self.kernel
         if kt > 1:
             past = cache.get(self)
@@ -87,7 +88,8 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:  # [b c f h w] -> [b c f h w]
+    def forward(self, x: Tensor) -> Tensor:
+        """[b c f h w] -> [b c f h w]."""
         scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6)
         return (x.float() * scale * self.weight.view(-1, 1, 1, 1)).to(x.dtype)
 
@@ -102,7 +104,8 @@ class ResBlock(nn.Module):
         self.time = CausalConv(channels, channels, (3, 1, 1))
         nn.init.zeros_(self.time.weight)
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:  # [b c f h w] -> [b c f h w]
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        """[b c f h w] -> [b c f h w]."""
         h = F.silu(self.space(F.silu(self.norm(x)), cache))
         return x + self.time(h, cache)
 
@@ -114,7 +117,8 @@ class TimeUp(nn.Module):
         super().__init__()
         self.conv = CausalConv(channels, 2 * channels_out, (3, 1, 1))
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:  # [b c f h w] -> [b c' 2f h w]
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        """[b c f h w] -> [b c' 2f h w]."""
         first = self.conv not in cache
         x = rearrange(self.conv(x, cache), "b (two c) f h w -> b c (f two) h w", two=2)
         return x[:, :, 1:] if first else x
@@ -127,10 +131,9 @@ class SpaceUp(nn.Module):
         super().__init__()
         self.conv = CausalConv(channels, 4 * channels_out, (1, 1, 1))
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:  # [b c f h w] -> [b c' f 2h 2w]
-        return rearrange(
-            self.conv(x, cache), "b (c p q) f h w -> b c f (h p) (w q)", p=2, q=2
-        )
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        """[b c f h w] -> [b c' f 2h 2w]."""
+        return rearrange(self.conv(x, cache), "b (c p q) f h w -> b c f (h p) (w q)", p=2, q=2)
 
 
 class Encoder(nn.Module):
@@ -152,7 +155,8 @@ class Encoder(nn.Module):
         self.norm = ChannelNorm(coarse)
         self.head = CausalConv(coarse, 2 * config.latent_channels)
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:  # [b 3·p² F H/p W/p] -> [b 2c f h w]
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        """[b 3·p² F H/p W/p] -> [b 2c f h w]."""
         for layer in self.layers:
             x = layer(x, cache)
         return self.head(F.silu(self.norm(x)), cache)
@@ -179,7 +183,8 @@ class Decoder(nn.Module):
         self.norm = ChannelNorm(fine)
         self.head = CausalConv(fine, 3 * config.patch**2, (1, 3, 3))
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:  # [b c f h w] -> [b 3·p² F H/p W/p]
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        """[b c f h w] -> [b 3·p² F H/p W/p]."""
         for layer in self.layers:
             x = layer(x, cache)
         return self.head(F.silu(self.norm(x)), cache)

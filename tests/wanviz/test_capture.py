@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tinywan
 import torch
 
 import wanviz
@@ -400,3 +401,17 @@ def test_something_that_is_no_pipeline_gets_a_sentence(pipe):
         wanviz.hook_names("pipe")
     with pytest.raises(wanviz.OptionError, match=r"give the tinywan\.Text"):
         wanviz.hook_names(pipe.transformer)
+
+
+def test_masked_padding_gets_no_mass_and_the_rest_sums_to_one():
+    pipe = tinywan.TextToVideoPipeline.from_preset("tiny")  # its padding is masked
+    with wanviz.capture(pipe, keep=[()]) as trace:
+        pipe(
+            "a red dog", height=32, width=32, num_frames=5, num_inference_steps=1, seed=0,
+            progress_bar=False,
+        )  # fmt: skip
+    special = trace.special[()]
+    total = trace.maps[()].sum("token") + special.sel(kind="end_of_text")
+    np.testing.assert_allclose(total.values, 1.0, atol=1e-5)
+    assert float(special.sel(kind="padding").max()) == 0.0
+    assert trace.record["padding_keys"] == "none attended"

@@ -54,6 +54,7 @@ class TinywanAdapter:
         self._running: tinywan.GenerationRequest | None = None  # the request told last
         self._call: tinywan.DenoiserCall | None = None  # the denoiser call told last
         self._request: Request | None = None
+        self._counted: tuple[str, int] | None = None  # the prompt counted last, and its keys
 
     def hook_names(self) -> tuple[str, ...]:
         """The pipeline's taps, then the denoiser's, without the name of the noise expert."""
@@ -150,6 +151,18 @@ class TinywanAdapter:
             found = self._pipe.tokenizer.encode(prompt)
         return encoded_prompt(prompt, found.offsets[:-1], found.truncated_at)  # </s> is last
 
+    def attended(self, request: Request, branch: str) -> int | None:
+        """How many keys of a prompt cross-attention sees, </s> included; None where it sees all.
+
+        tinywan's own sizes mask the padding; where it is attended, as in Wan, all keys count.
+        """
+        if not self._pipe.transformer.config.mask_padding:
+            return None
+        prompt = request.prompts[branch]
+        if self._counted is None or self._counted[0] != prompt:
+            self._counted = prompt, len(self.encode(prompt).tokens) + 1
+        return self._counted[1]
+
     def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...]) -> None:
         """Look at the queries and keys of every block, at its expert ids, and at the video."""
         for model in self._denoisers():
@@ -208,6 +221,7 @@ class _Reader:
         self._moment: Moment | None = None
         self._waiting: dict[tuple[str, int], dict[str, Tensor]] = {}
         self._grid: Grid | None = None
+        self._attended: dict[str, int | None] = {}  # branch -> keys of the prompt; None is all
 
     def begin(self) -> None:
         """A forward starts; one that no pipeline called is none of ours."""
@@ -218,6 +232,7 @@ class _Reader:
             self._moment = None
             return
         self._grid = self._adapter.grid(request)
+        self._attended = {name: self._adapter.attended(request, name) for name in self._branches}
         self._sink.begin(self._moment)
 
     def pair(self, kind: Kind, layer: int, attention: Any, name: str, tensor: Tensor) -> None:
@@ -242,6 +257,9 @@ class _Reader:
         for branch in self._branches:
             if branch in moment.branches:
                 row = moment.branches.index(branch)  # one video: one row of the batch per branch
+                seen = {name: tensor[row] for name, tensor in tensors.items()}
+                if kind == "cross_attn":
+                    seen["k"] = seen["k"][:, : self._attended[branch]]
                 event = Event(
                     kind=kind,
                     layer=layer,
@@ -249,6 +267,6 @@ class _Reader:
                     branch=branch,
                     grid=grid,
                     window=window,
-                    **{name: tensor[row] for name, tensor in tensors.items()},
+                    **seen,
                 )
                 self._sink.consume(event)

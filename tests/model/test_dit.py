@@ -1,0 +1,224 @@
+import pytest
+import torch
+from tinywan.dit import Block, DiT, DiTConfig, Modulation, sinusoids
+from tinywan.errors import ConfigError
+from torch import Tensor, nn
+
+LATENTS = (2, 4, 3, 4, 6)  # b c f h w
+TOKENS = 3 * 4 * 6
+PROMPT, TEXT_DIM = 9, 10
+EXACT = 1e-6
+SMALL = {
+    "dim": 24,
+    "num_heads": 2,
+    "num_layers": 2,
+    "ffn_dim": 48,
+    "in_channels": 4,
+    "text_dim": TEXT_DIM,
+    "text_len": PROMPT,
+    "freq_dim": 16,
+    "spatial_windows": (1, None),
+    "temporal_windows": (1, None),
+    "num_experts": 5,
+    "top_k": 2,
+    "expert_dim": 16,
+}
+CONFIGS = {
+    "factorised": DiTConfig(**SMALL),
+    "full": DiTConfig(**{**SMALL, "attention": "full"}),
+    "dense": DiTConfig(**{**SMALL, "num_experts": 0}),
+    "wan": DiTConfig(**{**SMALL, "attention": "full", "num_experts": 0, "patch_size": (1, 2, 2)}),
+}
+PER_ATTENTION = ("q", "k", "v", "out")
+
+
+def speaking(config: DiTConfig) -> DiT:
+    """A denoiser whose output is not silent, as after training."""
+    model = DiT(config).eval()
+    nn.init.normal_(model.proj_out.weight)
+    return model
+
+
+@pytest.fixture
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(LATENTS), torch.tensor([900.0, 100.0]), torch.randn(2, PROMPT, TEXT_DIM)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_velocity_has_the_shape_of_the_latents(name, inputs):
+    assert speaking(CONFIGS[name])(*inputs).shape == LATENTS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_before_training_it_is_silent(name, inputs):
+    assert torch.equal(DiT(CONFIGS[name])(*inputs), torch.zeros(LATENTS))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_hears_the_latents_the_time_and_the_prompt(name, inputs):
+    model = speaking(CONFIGS[name])
+    plain = model(*inputs)
+    for i in range(3):
+        changed = list(inputs)
+        changed[i] = inputs[i] + 1
+        assert (model(*changed) - plain).abs().max() > 1e-3
+
+
+def test_clips_of_a_batch_do_not_mix(inputs):
+    model = speaking(CONFIGS["factorised"])
+    alone = model(*(value[1:] for value in inputs))
+    torch.testing.assert_close(model(*inputs)[1:], alone, atol=10 * EXACT, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "looks", "thinks"),
+    [
+        ("factorised", ("spatial_attn", "temporal_attn"), ("moe",)),
+        ("full", ("self_attn",), ("moe",)),
+        ("wan", ("self_attn",), ("ffn",)),
+    ],
+)
+def test_the_taps_have_the_agreed_names_and_shapes(name, looks, thinks, inputs):
+    model, seen = speaking(CONFIGS[name]), {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Identity):
+            module.register_forward_hook(
+                lambda module, args, output, path=path: seen.update({path: output})
+            )
+    model(*inputs)
+    tokens = TOKENS // 4 if name == "wan" else TOKENS
+    expected = {"time_embed": (2, 24)}
+    for i in range(2):
+        at = f"blocks.{i}."
+        for kind in looks:
+            for tap in "qkv":
+                expected[f"{at}{kind}.{tap}"] = (2, 2, tokens, 12)
+        expected[f"{at}cross_attn.q"] = (2, 2, tokens, 12)
+        expected[f"{at}cross_attn.k"] = expected[f"{at}cross_attn.v"] = (2, 2, PROMPT, 12)
+        for wide in (
+            *(f"{kind}.out" for kind in (*looks, "cross_attn")),
+            "resid_pre",
+            "resid_post",
+        ):
+            expected[at + wide] = (2, tokens, 24)
+        if thinks == ("moe",):
+            expected[f"{at}moe.router_logits"] = (2, tokens, 5)
+            expected[f"{at}moe.expert_ids"] = (2, tokens, 2)
+            expected[f"{at}moe.out"] = (2, tokens, 24)
+        else:
+            expected[f"{at}ffn.out"] = (2, tokens, 24)
+    inside = {path for path in seen if ".moe.experts." in path}  # each expert's own `out`
+    assert {path: tuple(seen[path].shape) for path in seen.keys() - inside} == expected
+
+
+def test_windows_widen_with_the_layers_as_configured():
+    blocks = DiT(CONFIGS["factorised"]).blocks
+    assert [block.spatial_attn.window for block in blocks] == [1, None]
+    assert [block.temporal_attn.window for block in blocks] == [1, None]
+
+
+def test_the_residual_stream_runs_through_the_blocks(inputs):
+    model, seen = speaking(CONFIGS["factorised"]), {}
+    for name in ("blocks.0.resid_post", "blocks.1.resid_pre"):
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output})
+        )
+    model(*inputs)
+    assert torch.equal(seen["blocks.0.resid_post"], seen["blocks.1.resid_pre"])
+
+
+@pytest.mark.parametrize("name", ["factorised", "wan"])
+def test_with_closed_gates_a_block_adds_what_the_words_say_and_nothing_else(name):
+    block = Block(CONFIGS[name], 0).eval()
+    nn.init.zeros_(block.scale_shift_table)
+    x, prompt = torch.randn(1, TOKENS, 24), torch.randn(1, PROMPT, 24)
+    time = torch.zeros(1, 3 * block.num_sublayers, 24)
+    expected = x + block.cross_attn(block.norm2(x), block.cross_attn.keys_values(prompt))
+    rotary = torch.stack([torch.ones(TOKENS, 6), torch.zeros(TOKENS, 6)])
+    torch.testing.assert_close(
+        block(x, prompt, time, rotary, (3, 4, 6)), expected, atol=EXACT, rtol=0
+    )
+
+
+def test_modulation_rows_are_shift_scale_and_gate_of_each_sublayer_in_turn():
+    block = Block(CONFIGS["wan"], 0).eval()
+    nn.init.zeros_(block.scale_shift_table)
+    x, prompt = torch.randn(1, TOKENS, 24), torch.randn(1, PROMPT, 24)
+    time = torch.randn(1, 6, 24)
+    rotary = torch.stack([torch.ones(TOKENS, 6), torch.zeros(TOKENS, 6)])
+    a, b = time[:, :3].split(1, dim=1), time[:, 3:].split(1, dim=1)
+    y = x + a[2] * block.self_attn(block.norm1(x) * (1 + a[1]) + a[0], rotary=rotary)
+    y = y + block.cross_attn(block.norm2(y), block.cross_attn.keys_values(prompt))
+    y = y + b[2] * block.ffn(block.norm3(y) * (1 + b[1]) + b[0])
+    found = block(x, prompt, time, rotary, (3, 4, 6))
+    torch.testing.assert_close(found, y, atol=10 * EXACT, rtol=0)
+
+
+def test_modulation_is_done_in_float32_and_rounded_to_the_dtype_of_the_tokens():
+    shift, scale, gate = torch.randn(3, 1, 1, 8)
+    normed = torch.randn(1, 5, 8).bfloat16()
+    found = Modulation(shift, scale, gate)(normed)
+    assert torch.equal(found, (normed.float() * (1 + scale) + shift).bfloat16())
+
+
+@pytest.mark.parametrize("patch_size", [(1, 2, 2), (3, 1, 2)])
+def test_without_blocks_a_place_of_the_latents_reaches_its_own_patch_alone(patch_size):
+    config = DiTConfig(**{**SMALL, "num_layers": 0, "attention": "full", "patch_size": patch_size})
+    model = speaking(config)
+    latents = torch.randn(1, *LATENTS[1:])
+    moved = latents.clone()
+    moved[0, 1, 2, 3, 4] += 1
+    time, prompt = torch.tensor([500.0]), torch.randn(1, PROMPT, TEXT_DIM)
+    changed = (model(moved, time, prompt) - model(latents, time, prompt))[0].abs().sum(0) > EXACT
+    expected = torch.zeros(3, 4, 6, dtype=torch.bool)
+    pf, ph, pw = patch_size
+    f, h, w = 2 // pf * pf, 3 // ph * ph, 4 // pw * pw
+    expected[f : f + pf, h : h + ph, w : w + pw] = True
+    assert torch.equal(changed, expected)
+
+
+def test_bfloat16_runs_and_stays_near_float32(inputs):
+    model = speaking(CONFIGS["wan"])
+    exact = model(*inputs)
+    latents, time, prompt = inputs
+    rounded = model.bfloat16()(latents.bfloat16(), time, prompt.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
+
+
+def test_sinusoids_are_cosines_first():
+    found = sinusoids(torch.tensor([0.0, 250.0]), 8)
+    assert found[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    angles = 250 * 1e4 ** -(torch.arange(4, dtype=torch.float64) / 4)
+    expected = torch.cat([angles.cos(), angles.sin()]).float()
+    torch.testing.assert_close(found[1], expected, atol=EXACT, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((1, 5, 3, 4, 6), r"latents are shaped \(1, 5, 3, 4, 6\); this denoiser takes \[b, 4, f"),
+        ((4, 3, 4, 6), r"latents are shaped \(4, 3, 4, 6\)"),
+        ((1, 4, 3, 5, 6), r"cannot be cut into patches of \(1, 2, 2\): use multiples"),
+    ],
+)
+def test_latents_that_do_not_fit_get_a_sentence(shape, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        DiT(CONFIGS["wan"]).grid(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dim": 25}, "dim=25 cannot be split into num_heads=2 heads of even width: use a mult"),
+        ({"dim": 26}, "dim=26 cannot be split into num_heads=2 heads of even width"),
+        ({"attention": "sparse"}, "attention='sparse': use 'factorised' or 'full'"),
+        ({"spatial_windows": (1,)}, "spatial_windows names 1 layers and num_layers is 2: give one"),
+        ({"temporal_windows": (1, 2, 3)}, "temporal_windows names 3 layers and num_layers is 2"),
+        ({"top_k": 0}, r"top_k=0 of num_experts=5: use 1\.\.5"),
+        ({"top_k": 6}, r"top_k=6 of num_experts=5: use 1\.\.5"),
+    ],
+)
+def test_a_configuration_that_cannot_be_gets_a_sentence(options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        DiTConfig(**{**SMALL, **options})

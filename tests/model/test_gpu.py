@@ -1,0 +1,69 @@
+"""What a GPU draws is what the CPU draws; skipped with a sentence where there is none."""
+
+import pytest
+import torch
+from tinywan.moe import MixtureOfExperts
+from tinywan.pipeline import TextToVideoPipeline
+from tinywan.train_vae import measure_latents
+
+TOLERANCE = 2e-3  # float32 sums in another order, over four steps with guidance
+HALF_PRECISION = 0.1  # bfloat16 against float32, relative
+QUICK = {"num_frames": 9, "num_inference_steps": 4, "seed": 7, "progress_bar": False}
+PROMPT = "一位穿红色旗袍的女子在江南雨巷撑伞漫步"
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def pipes() -> tuple[TextToVideoPipeline, TextToVideoPipeline]:
+    """The same weights on the CPU and on the GPU."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    first, second = (TextToVideoPipeline.from_preset("debug", seed=2) for _ in range(2))
+    return first, second.to("cuda")
+
+
+def test_the_gpu_draws_the_latents_of_the_cpu(pipes):
+    on_cpu, on_gpu = (pipe(PROMPT, output_type="latent", **QUICK).frames for pipe in pipes)
+    assert on_gpu.is_cuda
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=TOLERANCE, rtol=0)
+
+
+def test_the_gpu_draws_the_pixels_of_the_cpu(pipes):
+    on_cpu, on_gpu = (torch.from_numpy(pipe(PROMPT, **QUICK).frames) for pipe in pipes)
+    torch.testing.assert_close(on_gpu, on_cpu, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gpu_draws_the_same_bits_twice(pipes, dtype):
+    pipe = pipes[1].to("cuda", dtype)
+    first, second = (pipe(PROMPT, **QUICK).frames.tobytes() for _ in range(2))
+    assert first == second
+
+
+def test_bfloat16_on_the_gpu_stays_near_float32(pipes):
+    exact = pipes[0](PROMPT, output_type="latent", **QUICK).frames
+    rounded = pipes[1].to("cuda", torch.bfloat16)(PROMPT, output_type="latent", **QUICK).frames
+    assert (rounded.float().cpu() - exact).norm() < HALF_PRECISION * exact.norm()
+
+
+def test_a_generator_may_live_on_the_gpu(pipes):
+    options = {**QUICK, "seed": None, "output_type": "latent"}
+    first, second = (
+        pipes[1](PROMPT, generator=torch.Generator("cuda").manual_seed(3), **options).frames
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+def test_token_experts_mix_to_the_same_bits_every_time():
+    moe = MixtureOfExperts(192, 256, 10, 3).cuda().eval()
+    x = torch.randn(2, 720, 192, device="cuda")
+    first = moe(x)
+    assert all(torch.equal(moe(x), first) for _ in range(5))
+
+
+def test_latents_are_measured_alike(pipes):
+    on_cpu, on_gpu = (
+        torch.tensor(measure_latents(pipe.vae, 32, str(pipe.device), clips=2)) for pipe in pipes
+    )
+    torch.testing.assert_close(on_gpu, on_cpu, atol=TOLERANCE, rtol=0)

@@ -1,0 +1,328 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tinywan.checkpoint import SHIPPED
+from tinywan.errors import CheckpointError
+from tinywan.muon import orthogonalise
+from tinywan.pipeline import TextToVideoPipeline
+from tinywan.presets import preset
+from tinywan.train_vae import VAERecipe, training_batch
+from tinywan.trainer import Trainer, TrainerConfig
+from tinywan.vae import CausalVAE
+from torch import Tensor, nn
+
+STEPS = TrainerConfig(steps=6, warmup=2, sample_every=4)
+SUMS_IN_ANOTHER_ORDER = 1e-5
+# Runs in this process and, as a script, in two more. Row 0 alone uses `rare`, so that one of two
+# processes has no gradient for it. `matrix` goes to Muon, the rest to AdamW.
+WORLD = """
+import torch
+from tinywan.trainer import Trainer, TrainerConfig, rank_and_world
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(6, 6))
+        self.rare = nn.Parameter(torch.randn(6))
+        self.out = nn.Linear(6, 1)
+
+    def forward(self, x, first):
+        return self.out((x @ self.matrix).tanh() + (self.rare if first else 0)).square()
+
+def trained(folder, steps=3):
+    torch.manual_seed(1)
+    net = Net()
+    config = TrainerConfig(steps=steps, warmup=1, sample_every=1000)
+    trainer = Trainer(folder, net, config, lambda name: name == "matrix")
+    def loss_of(step):
+        rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+        rank, world = rank_and_world()
+        mine = range(rank, 4, world)
+        return torch.stack([net(rows[i], i == 0) for i in mine]).mean(), {}
+    with trainer:
+        trainer.run(loss_of, lambda step: None)
+    return net.state_dict()
+"""
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(5, 8)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(x).tanh())
+
+
+def trainer_in(folder: Path, config: TrainerConfig = STEPS) -> Trainer:
+    torch.manual_seed(1)
+    return Trainer(folder, Net(), config, is_matrix=lambda name: name == "hidden.weight")
+
+
+def loss_of(trainer: Trainer, stop_at: int | None = None) -> Callable[[int], tuple[Tensor, dict]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
+        return (trainer.module(x) - x).square().mean(), {}
+
+    return loss
+
+
+def train(folder: Path, stop_at: int | None = None) -> Trainer:
+    trainer = trainer_in(folder)
+    trainer.resume()
+    with trainer:
+        trainer.run(loss_of(trainer, stop_at), lambda step: None)
+    return trainer
+
+
+def everything(trainer: Trainer) -> dict[str, Tensor]:
+    """All numbers of a trainer's state, by path."""
+    found: dict[str, Tensor] = {}
+
+    def collect(value: object, path: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                collect(inner, f"{path}.{key}")
+        elif isinstance(value, Tensor):
+            found[path] = value.clone()
+
+    collect(trainer.module.state_dict(), "module")
+    collect(trainer.average, "average")
+    for i, optimizer in enumerate(trainer.optimizers):
+        collect(optimizer.state_dict()["state"], f"optimizer{i}")
+    return found
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for path in one:
+        assert torch.equal(one[path], other[path]), path
+
+
+def test_a_run_that_was_broken_and_resumed_equals_one_that_was_not(tmp_path):
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", stop_at=3)
+    resumed = train(tmp_path / "broken")
+    assert resumed.step == whole.step == 6
+    assert_same(everything(resumed), everything(whole))
+
+
+def test_training_lowers_the_loss(tmp_path):
+    trainer = trainer_in(tmp_path, TrainerConfig(steps=60, warmup=2, lr=0.02, sample_every=1000))
+    loss = loss_of(trainer)
+    before = loss(1000)[0].item()
+    with trainer:
+        trainer.run(loss, lambda step: None)
+    assert loss(1000)[0].item() < 0.5 * before
+
+
+def test_a_run_without_state_begins_anew(tmp_path):
+    trainer = trainer_in(tmp_path)
+    assert trainer.resume() is False
+    assert trainer.step == 0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "other architecture"])
+def test_a_state_that_cannot_be_read_gets_a_sentence(tmp_path, damage):
+    path = train(tmp_path).state_path
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "foreign":
+        torch.save({"weights": torch.zeros(2)}, path)
+    else:
+        torch.save({**torch.load(path), "module": nn.Linear(2, 2).state_dict()}, path)
+    with pytest.raises(CheckpointError, match=r"(?s)cannot resume from .*Use another folder"):
+        trainer_in(tmp_path).resume()
+
+
+def test_a_save_that_fails_half_way_leaves_the_old_state(tmp_path, monkeypatch):
+    trainer = train(tmp_path)
+    kept = everything(trainer)
+
+    def half(state, file):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with torch.no_grad():
+        trainer.module.hidden.weight.add_(1)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save()
+    resumed = trainer_in(tmp_path)
+    assert resumed.resume()
+    assert_same(everything(resumed), kept)
+
+
+def test_a_batch_with_an_infinite_gradient_is_left_out(tmp_path, capfd):
+    trainer = trainer_in(tmp_path)
+    start = everything(trainer)
+    with trainer:
+        trainer.run(
+            lambda step: (trainer.module(torch.full((1, 5), torch.inf)).sum(), {}),
+            lambda step: None,
+        )
+    assert "the gradient is not finite; this batch is left out" in capfd.readouterr().out
+    assert_same(everything(trainer), start)
+
+
+def test_the_average_follows_the_weights_and_is_lent_for_looking(tmp_path):
+    trainer = train(tmp_path)
+    weights, average = trainer.module.state_dict(), trainer.average
+    own = {name: value.clone() for name, value in weights.items()}
+    mean = {name: value.clone() for name, value in average.items()}
+    assert all((own[name] - mean[name]).abs().max() > 1e-4 for name in own)
+    with pytest.raises(RuntimeError, match="look away"), trainer.averaged():
+        assert not trainer.module.training
+        assert_same(dict(trainer.module.state_dict()), mean)
+        raise RuntimeError("look away")
+    assert trainer.module.training
+    assert_same(dict(trainer.module.state_dict()), own)
+    assert_same(trainer.average, mean)
+
+
+def test_it_looks_every_few_steps_and_at_the_end(tmp_path):
+    trainer, looked = trainer_in(tmp_path), []
+    with trainer:
+        trainer.run(loss_of(trainer), looked.append)
+    assert looked == [4, 6]
+
+
+def test_the_rate_rises_stays_and_falls_to_a_twentieth():
+    config = TrainerConfig(steps=100, warmup=10, cooldown=0.3)
+    rates = [config.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:70] == pytest.approx([1.0] * 61)
+    assert rates[99] == pytest.approx(0.05)
+    assert rates[70:] == sorted(rates[70:], reverse=True)
+
+
+def test_batches_are_made_of_seed_and_step_alone():
+    recipe = VAERecipe(STEPS, batch=2, num_frames=5, crop=24, size=32)
+    video, weight = training_batch(recipe, step=3)
+    assert video.shape == (2, 3, 5, 24, 24)
+    assert weight.shape == (2, 1, 5, 24, 24)
+    assert -1 <= video.min() < video.max() <= 1
+    assert weight.mean().item() == pytest.approx(1, abs=1e-5)
+    assert torch.equal(training_batch(recipe, step=3)[0], video)
+    assert not torch.equal(training_batch(recipe, step=4)[0], video)
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen:
+    """A Python process of one thread."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_two_processes_train_what_one_would(tmp_path):
+    """Gradients are averaged, also where one process has none, and Muon shares its work.
+
+    The router's balance loss is not covered: it is a mean over the tokens of one process, by
+    design, and so differs from that of the whole batch.
+    """
+    code = f"""{WORLD}
+import sys, torch.distributed as dist
+from pathlib import Path
+from tinywan.muon import orthogonalise_together
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+meeting = f"file://{{folder}}/meeting"
+dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+stack = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(5))
+result = dict(trained(folder / "two"), stack=orthogonalise_together(stack))
+torch.save(result, folder / f"rank{{rank}}.pt")
+dist.destroy_process_group()
+"""
+    processes = [start(code, str(rank), str(tmp_path)) for rank in (0, 1)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert_same(first, second)
+    stack = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(first.pop("stack"), orthogonalise(stack), atol=1e-5, rtol=0)
+    here: dict = {}
+    exec(WORLD, here)
+    alone = here["trained"](tmp_path / "one")
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, atol=SUMS_IN_ANOTHER_ORDER, rtol=0)
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_a_state_to_resume_from(tmp_path):
+    training = start(
+        f"""
+        from pathlib import Path
+        from tinywan.presets import preset
+        from tinywan.train_vae import VAERecipe, train_vae
+        from tinywan.trainer import TrainerConfig
+        steps = TrainerConfig(steps=10**6, save_every=0)  # saves after every step
+        recipe = VAERecipe(steps, batch=1, num_frames=5, crop=16, size=32)
+        train_vae(Path({str(tmp_path)!r}), recipe, preset("debug").vae)
+        """
+    )
+    state, part = tmp_path / "state.pt", tmp_path / "state.part"
+    deadline = time.monotonic() + 300
+    while not (state.exists() and part.exists()):  # the second save, or a later one, is under way
+        assert training.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    training.send_signal(signal.SIGKILL)
+    assert training.wait() == -signal.SIGKILL
+    vae = CausalVAE(preset("debug").vae)
+    trainer = Trainer(tmp_path, vae, TrainerConfig(steps=10**6), is_matrix=lambda name: True)
+    assert trainer.resume()
+    assert trainer.step >= 1
+    assert all(value.isfinite().all() for value in everything(trainer).values())
+    trainer.save()  # over the half-written file
+    assert not part.exists()
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_it(tmp_path):
+    def train(out: str, more: str = "") -> str:
+        options = f"--preset debug --vae-steps 3 --image-steps 2 --video-steps 2 --threads 1 {more}"
+        options += f" --image-batch 2 --video-batch 2 --micro-batch 1 --out {out}"
+        command = [sys.executable, "-m", "tinywan.train", *options.split()]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run = tmp_path / "run"
+    (run / "denoiser").mkdir(parents=True)
+    shutil.copy(SHIPPED / "tokenizer.json", run / "denoiser")  # saves its training
+    assert "wrote run/checkpoint; use it with TextToVideoPipeline.from_pretrained" in train("run")
+    weights = (run / "checkpoint/transformer.safetensors").read_bytes()
+    train("run")  # nothing is left to do
+    assert (run / "checkpoint/transformer.safetensors").read_bytes() == weights
+    pipe = TextToVideoPipeline.from_pretrained(run / "checkpoint")
+    frames = pipe("a dog", num_inference_steps=2, seed=1, progress_bar=False).frames
+    assert frames.shape == (1, 9, 32, 32, 3)
+    assert pipe.config.vae.latents_std != preset("debug").vae.latents_std  # measured
+    assert list((run / "vae").glob("step*.png"))
+    assert list((run / "denoiser").glob("step*.png"))
+    assert list((run / "denoiser/logs").glob("events.out.tfevents.*"))
+    train("more", "--start-from run/checkpoint")
+    more = TextToVideoPipeline.from_pretrained(tmp_path / "more/checkpoint")
+    assert more.config == pipe.config
+    assert_same(more.vae.state_dict(), pipe.vae.state_dict())
+    moved = more.transformer.proj_out.weight - pipe.transformer.proj_out.weight
+    assert 0 < moved.abs().max() < 0.01  # four steps on from there, not from elsewhere
+
+
+def test_the_command_refuses_a_device_that_is_not_there(tmp_path, capsys):
+    from tinywan.train import main
+
+    assert main(["--out", str(tmp_path / "run"), "--device", "tpu"]) == 2
+    assert "error: this machine has no device 'tpu': use cpu" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

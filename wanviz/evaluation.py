@@ -1,0 +1,192 @@
+"""Does the map of a word point at its object? `python -m wanviz.evaluation --prompts 60 --out DIR`.
+
+Clips are generated for held-out prompts of the theatre. The region of the garment and of the
+umbrella is found in each clip by colour, without a look at any map; then one asks, frame by frame,
+whether the peak of the word's map lies inside it (the pointing game, Zhang et al. 2016, arXiv
+1608.00507). A guess at the centre of the frame, and the share of the frame that the region covers,
+stand beside: a map that does not beat them says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tinywan import TextToVideoPipeline, TinywanError
+from tinywan.evaluate import find_region, held_out_prompts
+from tqdm import tqdm
+from xarray import DataArray
+
+from wanviz.capture import capture
+from wanviz.errors import OptionError, WanvizError
+from wanviz.grid import latent_frame
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """How often something pointed at an object; every share is over frames that show it."""
+
+    frames: int  # pixel frames in which the object was found
+    missing: int  # pixel frames of clips that should show it, and in which it was not found
+    peak: float  # share of frames whose peak of the word's map lies in the object
+    centre: float  # share of frames whose centre does
+    area: float  # mean share of the frame that the object covers: what a random guess hits
+
+
+def peak_pixels(word_map: DataArray, height: int, width: int) -> NDArray[np.intp]:
+    """Where a word's map is largest, in each latent frame.
+
+    Args:
+        word_map: (frame, row, column), as `Trace.word_map` gives it.
+        height: of the video in pixels.
+        width: of the video in pixels.
+
+    Returns:
+        `[frame, 2]` row and column of the pixel in the middle of the largest token.
+    """
+    values = np.asarray(word_map.values)
+    frames, rows, columns = values.shape
+    best = values.reshape(frames, -1).argmax(axis=1)
+    row, column = np.unravel_index(best, (rows, columns))
+    middle = np.stack(
+        [(2 * row + 1) * height // (2 * rows), (2 * column + 1) * width // (2 * columns)]
+    )
+    return middle.T
+
+
+def point(
+    word_map: DataArray, region: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Play the pointing game on one clip.
+
+    Args:
+        word_map: (frame, row, column) on latent frames.
+        region: bool `[F, H, W]` where the object is.
+
+    Returns:
+        Two bool `[F]`: whether the map's peak, and whether the centre, lies in the region; both
+        False in frames without the object.
+    """
+    num_frames, height, width = region.shape
+    peaks = peak_pixels(word_map, height, width)
+    latent = [latent_frame(i) for i in range(num_frames)]
+    row, column = peaks[latent].T
+    return region[np.arange(num_frames), row, column], region[:, height // 2, width // 2]
+
+
+def evaluate_pointing(
+    pipe: TextToVideoPipeline, prompts: int = 60, seed: int = 0, progress_bar: bool = True
+) -> tuple[dict[str, Pointing], list[dict[str, Any]]]:
+    """Play the pointing game over generated clips of held-out prompts.
+
+    Args:
+        pipe: a trained tinywan.
+        prompts: how many, English and Chinese in turn.
+        seed: of prompts and clips.
+        progress_bar: show one.
+
+    Returns:
+        By object ("garment", "umbrella") what was found, and one record per clip and object.
+
+    Raises:
+        OptionError: for no prompts at all.
+    """
+    if prompts < 1:
+        raise OptionError(f"prompts={prompts}: use 1 or more")
+    told = held_out_prompts(prompts, seed)
+    records: list[dict[str, Any]] = []
+    for number, (scene, sentence) in enumerate(
+        tqdm(told, "pointing", disable=not progress_bar, unit="clip")
+    ):
+        with capture(pipe, keep=[()], frames=None, routing=False) as trace:
+            pipe(sentence.text, seed=seed + number, progress_bar=False)
+        assert trace.frames is not None
+        objects = [("garment", scene.garment_color, "garment")]
+        if scene.prop == "umbrella":
+            objects.append(("umbrella", scene.prop_color, "prop"))
+        for name, color, part in objects:
+            start, stop = sentence.spans[part][0]
+            phrase = sentence.text[start:stop]
+            word_map = trace.word_map(phrase, occurrence=_occurrence(sentence.text, phrase, start))
+            region = find_region(
+                trace.frames, color, "umbrella" if name == "umbrella" else "garment"
+            )
+            hit, centre = point(word_map, region)
+            shown = region.any(axis=(1, 2))
+            records.append(
+                {
+                    "object": name,
+                    "prompt": sentence.text,
+                    "language": sentence.language,
+                    "phrase": phrase,
+                    "seed": seed + number,
+                    "frames": int(shown.sum()),
+                    "missing": int((~shown).sum()),
+                    "peak": int(hit[shown].sum()),
+                    "centre": int(centre[shown].sum()),
+                    "area": float(region[shown].mean(axis=(1, 2)).sum()),
+                }
+            )
+    return {name: _summary(records, name) for name in ("garment", "umbrella")}, records
+
+
+def _occurrence(text: str, phrase: str, start: int) -> int | None:
+    """Which one of several equal phrases begins at `start`, 1-based; None where there is one."""
+    return text[:start].count(phrase) + 1 if text.count(phrase) > 1 else None
+
+
+def _summary(records: Iterable[dict[str, Any]], name: str) -> Pointing:
+    chosen = [record for record in records if record["object"] == name]
+    total = {k: sum(r[k] for r in chosen) for k in ("frames", "missing", "peak", "centre", "area")}
+    frames = max(1, total["frames"])
+    return Pointing(
+        frames=total["frames"],
+        missing=total["missing"],
+        peak=total["peak"] / frames,
+        centre=total["centre"] / frames,
+        area=total["area"] / frames,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the evaluation from the command line.
+
+    Args:
+        arguments: words after the command; None takes the process's own.
+
+    Returns:
+        0, or 2 for options that cannot work.
+    """
+    parser = argparse.ArgumentParser(prog="python -m wanviz.evaluation", description=__doc__)
+    parser.add_argument("--prompts", type=int, default=60, help="how many held-out prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and clips")
+    parser.add_argument("--checkpoint", type=Path, help="folder; the shipped one by default")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--out", type=Path, required=True, help="folder for pointing.json")
+    options = parser.parse_args(arguments)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        pipe = TextToVideoPipeline.from_pretrained(options.checkpoint, options.device)
+        found, records = evaluate_pointing(pipe, options.prompts, options.seed)
+    except (TinywanError, WanvizError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{'object':10}{'frames':>8}{'missing':>9}{'peak of map':>13}{'centre':>9}{'area':>8}")
+    for name, p in found.items():
+        print(f"{name:10}{p.frames:8}{p.missing:9}{p.peak:13.1%}{p.centre:9.1%}{p.area:8.1%}")
+    content = {"summary": {name: asdict(p) for name, p in found.items()}, "clips": records}
+    path = options.out / "pointing.json"
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
