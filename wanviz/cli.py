@@ -66,11 +66,10 @@ def explain(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.out
     with _prepared(folder) as drafts:
         _say("loading the model")
-        import tinywan
-
         import wanviz
+        from wanviz.adapters.tinywan import load_pipeline
 
-        pipe = tinywan.TextToVideoPipeline.from_pretrained(arguments.model, device=arguments.device)
+        pipe = load_pipeline(arguments.model, arguments.device)
         asked = {
             "negative_prompt": arguments.negative,
             "height": arguments.height,

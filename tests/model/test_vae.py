@@ -140,6 +140,7 @@ def test_a_few_steps_of_training_bring_the_picture_nearer():
     ("size", "sentence"),
     [
         ((16, 96, 96), r"num_frames=16 does not fit the VAE: use 1 \+ 4k frames, e.g. 13 or 17"),
+        ((18, 96, 96), r"num_frames=18 does not fit the VAE: .* e.g. 17 or 21"),
         ((80, 96, 96), r"num_frames=80 does not fit the VAE: .* e.g. 77 or 81"),
         ((0, 96, 96), "num_frames=0 does not fit the VAE: .* e.g. 1 or 5"),
         ((-3, 96, 96), "num_frames=-3 does not fit the VAE: .* e.g. 1 or 5"),

@@ -31,7 +31,7 @@ def raise_in_the_model(pipe, monkeypatch):
     def boom(*args, **kwargs):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(pipe.transformer_2.blocks[1].cross_attn, "_attend", boom)
+    monkeypatch.setattr(pipe.transformer_2.blocks[1].cross_attn.to_out, "forward", boom)
 
 
 def raise_in_the_callback(pipe, monkeypatch):

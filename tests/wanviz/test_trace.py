@@ -129,7 +129,7 @@ def test_an_unwritable_place_gets_a_sentence(trace, tmp_path):
 
 
 def test_a_prompt_of_any_characters_survives_the_file(pipe, generate, tmp_path):
-    prompt = '</script><b>"\\ \u2028 🌂 \x07雨'
+    prompt = '</script><b>"\\ \u2028 🌂 \x07雨 \ud83c'
     with wanviz.capture(pipe) as trace:
         generate(prompt)
     trace.save(tmp_path / "a.trace")

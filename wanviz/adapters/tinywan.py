@@ -42,6 +42,11 @@ def make_adapter(pipe: Any) -> TinywanAdapter:
     return TinywanAdapter(pipe)
 
 
+def load_pipeline(path: str | None, device: str) -> tinywan.TextToVideoPipeline:
+    """The pipeline of a checkpoint folder; None is the checkpoint that comes with the package."""
+    return tinywan.TextToVideoPipeline.from_pretrained(path, device=device)
+
+
 class TinywanAdapter:
     """Reads a `tinywan.TextToVideoPipeline` through forward hooks on its taps."""
 
