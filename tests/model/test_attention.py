@@ -153,6 +153,15 @@ def test_what_a_hook_puts_on_values_and_out_is_used(x, prompt):
     torch.testing.assert_close(run(attention, x, prompt), 2 * expected, atol=TOLERANCE, rtol=0)
 
 
+def test_words_that_are_masked_might_as_well_not_be_there(x, prompt):
+    attention = make("cross", None)
+    attended = torch.arange(PROMPT).expand(2, -1) < torch.tensor([[4], [PROMPT]])
+    found = attention(x, attention.keys_values(prompt), attended=attended)
+    short = attention(x[:1], attention.keys_values(prompt[:1, :4]))
+    whole = attention(x[1:], attention.keys_values(prompt[1:]))
+    torch.testing.assert_close(found, torch.cat([short, whole]), atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize(("pattern", "size"), [("spatial", 5), ("temporal", 4)])
 def test_a_window_as_wide_as_the_clip_sees_everything(pattern, size, x, prompt):
     wide, narrow = make(pattern, size - 1), make(pattern, size - 2)

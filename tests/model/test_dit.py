@@ -136,7 +136,7 @@ def test_with_closed_gates_a_block_adds_what_the_words_say_and_nothing_else(name
     expected = x + block.cross_attn(block.norm2(x), block.cross_attn.keys_values(prompt))
     rotary = torch.stack([torch.ones(TOKENS, 6), torch.zeros(TOKENS, 6)])
     torch.testing.assert_close(
-        block(x, prompt, time, rotary, (3, 4, 6)), expected, atol=EXACT, rtol=0
+        block(x, prompt, None, time, rotary, (3, 4, 6)), expected, atol=EXACT, rtol=0
     )
 
 
@@ -150,7 +150,7 @@ def test_modulation_rows_are_shift_scale_and_gate_of_each_sublayer_in_turn():
     y = x + a[2] * block.self_attn(block.norm1(x) * (1 + a[1]) + a[0], rotary=rotary)
     y = y + block.cross_attn(block.norm2(y), block.cross_attn.keys_values(prompt))
     y = y + b[2] * block.ffn(block.norm3(y) * (1 + b[1]) + b[0])
-    found = block(x, prompt, time, rotary, (3, 4, 6))
+    found = block(x, prompt, None, time, rotary, (3, 4, 6))
     torch.testing.assert_close(found, y, atol=10 * EXACT, rtol=0)
 
 
@@ -167,14 +167,44 @@ def test_without_blocks_a_place_of_the_latents_reaches_its_own_patch_alone(patch
     model = speaking(config)
     latents = torch.randn(1, *LATENTS[1:])
     moved = latents.clone()
-    moved[0, 1, 2, 3, 4] += 1
+    moved[0, 1, 2, 1, 2] += 1
     time, prompt = torch.tensor([500.0]), torch.randn(1, PROMPT, TEXT_DIM)
     changed = (model(moved, time, prompt) - model(latents, time, prompt))[0].abs().sum(0) > EXACT
     expected = torch.zeros(3, 4, 6, dtype=torch.bool)
     pf, ph, pw = patch_size
-    f, h, w = 2 // pf * pf, 3 // ph * ph, 4 // pw * pw
+    f, h, w = 2 // pf * pf, 1 // ph * ph, 2 // pw * pw
     expected[f : f + pf, h : h + ph, w : w + pw] = True
     assert torch.equal(changed, expected)
+
+
+def test_a_patch_is_read_channels_first_and_written_channels_last_as_in_wan():
+    config = DiTConfig(**{**SMALL, "num_layers": 0, "attention": "full", "patch_size": (3, 2, 2)})
+    model, read = DiT(config), []
+    model.patch_embedding.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    model.proj_out.bias.data = torch.arange(48.0)
+    latents = torch.randn(1, 4, 3, 2, 2)  # one patch
+    written = model(latents, torch.tensor([500.0]), torch.randn(1, PROMPT, TEXT_DIM))
+    assert torch.equal(read[0], latents.flatten()[None, None])
+    assert torch.equal(written[0].permute(1, 2, 3, 0).flatten(), torch.arange(48.0))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_padding_is_left_out_where_it_is_masked_and_counts_where_it_is_not(masked, inputs):
+    model = speaking(DiTConfig(**{**SMALL, "mask_padding": masked}))
+    latents, time, prompt = inputs
+    padded = torch.cat([prompt, torch.zeros(2, 40, TEXT_DIM)], dim=1)
+    change = (model(latents, time, padded) - model(latents, time, prompt)).abs().max()
+    assert change < 10 * EXACT if masked else change > 1e-3
+
+
+def test_each_prompt_of_a_batch_has_its_own_padding(inputs):
+    model = speaking(DiTConfig(**{**SMALL, "mask_padding": True}))
+    latents, time, prompt = inputs
+    prompt[0, 3:] = 0
+    alone = [model(latents[:1], time[:1], prompt[:1, :3]), model(latents[1:], time[1:], prompt[1:])]
+    torch.testing.assert_close(
+        model(latents, time, prompt), torch.cat(alone), atol=10 * EXACT, rtol=0
+    )
 
 
 def test_bfloat16_runs_and_stays_near_float32(inputs):
