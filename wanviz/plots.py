@@ -228,9 +228,11 @@ def _aspect(trace: Trace, spans: list[range]) -> float:
 
 def _heading(figure: Plot, title: str, subtitle: str) -> None:
     height = figure.get_figheight()  # inches: the same margins however tall the figure
-    figure.suptitle(legible(title), fontsize=12, y=1 - 0.1 / height, parse_math=False)
+    fixed = figure.get_layout_engine() is None  # else the layout makes room, unless it is told y
+    top, bottom = ({"y": 1 - 0.1 / height}, {"y": 0.08 / height}) if fixed else ({}, {})
+    figure.suptitle(legible(title), fontsize=12, parse_math=False, **top)
     if subtitle:
-        figure.supxlabel(subtitle, fontsize=_SMALL, color="0.3", y=0.08 / height)
+        figure.supxlabel(subtitle, fontsize=_SMALL, color="0.3", **bottom)
 
 
 def _show(axis: Axes, image: NDArray[np.uint8]) -> None:

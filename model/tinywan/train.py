@@ -118,9 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
         )
         config = replace(config, vae=vae.config)
-        pipe = train_denoiser(
-            options.out / "denoiser", recipe, config, vae, device, start
-        )
+        pipe = train_denoiser(options.out / "denoiser", recipe, config, vae, device, start)
         if leads:
             pipe.save_pretrained(options.out / "checkpoint")
             print(

@@ -86,8 +86,10 @@ class Denoiser(nn.Module):
 
 def is_hidden_matrix(name: str) -> bool:
     """Whether Muon trains this 2-D parameter: the matrices inside blocks, routers excepted."""
-    return "blocks." in name and name.endswith("weight") and not (
-        "router" in name or "embedding" in name or "bias" in name
+    return (
+        "blocks." in name
+        and name.endswith("weight")
+        and not ("router" in name or "embedding" in name or "bias" in name)
     )
 
 
@@ -169,11 +171,12 @@ def denoiser_loss(
     error = F.mse_loss(predicted.float(), flow.velocity(latents, noise))
     routers = [m.losses for m in model.modules() if isinstance(m, MixtureOfExperts) and m.losses]
     if not routers:
-        return error, {"velocity": error.item()}
+        return error, {"loss": error.item(), "velocity": error.item()}
     balance = torch.stack([r.balance for r in routers]).mean()
     z = torch.stack([r.z for r in routers]).mean()
-    figures = {"velocity": error.item(), "balance": balance.item(), "z": z.item()}
-    return error + recipe.balance * balance + recipe.z * z, figures
+    loss = error + recipe.balance * balance + recipe.z * z
+    parts = {"loss": loss, "velocity": error, "balance": balance, "z": z}
+    return loss, {name: value.item() for name, value in parts.items()}
 
 
 def train_denoiser(
@@ -225,9 +228,7 @@ def train_denoiser(
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         phase = recipe.phase(step)
         size = (config.height, config.width)
-        latents, captions = training_batch(
-            vae, phase, size, recipe.seed, step, recipe.drop_prompt
-        )
+        latents, captions = training_batch(vae, phase, size, recipe.seed, step, recipe.drop_prompt)
         rank, world = rank_and_world()
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         shape = (phase.batch, *latents.shape[1:])
@@ -235,14 +236,18 @@ def train_denoiser(
         sigma = flow.sample_sigma(phase.batch, config.shift, generator)[rank::world].to(device)
         ids, mask = (x.to(device) for x in tokenizer(captions))
         parts = torch.arange(len(latents)).split(phase.micro_batch)
+        means: dict[str, float] = {}
         for i, part in enumerate(parts):
             loss, figures = denoiser_loss(
                 model, ids[part], mask[part], latents[part], noise[part], sigma[part], recipe
             )
-            share = loss * len(part) / len(latents)
+            weight = len(part) / len(latents)
+            for name, value in figures.items():
+                means[name] = means.get(name, 0.0) + weight * value
+            share = loss * weight
             if i < len(parts) - 1:
                 share.backward()
-        return share, figures
+        return share, means
 
     def pipeline() -> TextToVideoPipeline:
         return TextToVideoPipeline(

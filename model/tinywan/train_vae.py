@@ -80,7 +80,8 @@ def vae_loss(
     absolute = (weight * error.abs()).mean()
     square = (weight * error.square()).mean()
     psnr = 10 * torch.log10(4 / error.detach().square().mean()).item()
-    return absolute + square + kl_weight * kl, {"psnr": psnr, "kl": kl.item()}
+    loss = absolute + square + kl_weight * kl
+    return loss, {"loss": loss.item(), "psnr": psnr, "kl": kl.item()}
 
 
 def train_vae(folder: Path, recipe: VAERecipe, config: VAEConfig, device: str = "cpu") -> CausalVAE:

@@ -105,6 +105,7 @@ class Trainer:
         self.seconds = 0.0
         self.leads = rank_and_world()[0] == 0  # the process that writes and draws
         self._saved = time.monotonic()
+        self._whole = True  # False while weights, optimisers and average are out of step
 
     @property
     def state_path(self) -> Path:
@@ -112,10 +113,10 @@ class Trainer:
         return self.folder / "state.pt"
 
     def __enter__(self) -> Self:
-        self._writer = None
-        if self.leads:
-            from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
 
+        self._writer: SummaryWriter | None = None
+        if self.leads:
             self._writer = SummaryWriter(str(self.folder / "logs"), purge_step=self.step)
         return self
 
@@ -175,10 +176,11 @@ class Trainer:
     def run(
         self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], look: Callable[[int], None]
     ) -> None:
-        """Train to the last step; Ctrl-C saves before it leaves.
+        """Train to the last step; Ctrl-C saves before it leaves, unless it fell into an update.
 
         Args:
-            loss_of: computes the loss of a step, and figures to log.
+            loss_of: computes the loss of a step, and figures to log; a figure called "loss" stands
+                for that of the whole batch where the loss is only its last micro-batch's share.
             look: called every `sample_every` steps with averaged weights, to draw pictures.
         """
         steps = range(self.step, self.config.steps)
@@ -194,21 +196,27 @@ class Trainer:
                 began = time.monotonic()
                 self.module.zero_grad(set_to_none=True)
                 loss, figures = loss_of(step)  # may have sent gradients of micro-batches back
+                self._whole = False
                 self._update(loss, step)
                 self.seconds += time.monotonic() - began
                 self.step = step + 1
-                bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-                if not self.leads:
+                self._whole = True
+                figures = {"loss": loss.item(), **figures}
+                bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
+                if self._writer is None:  # the leading process writes and draws
                     continue
-                for name, value in {"loss": loss.item(), **figures}.items():
+                for name, value in figures.items():
                     self._writer.add_scalar(name, value, step)
                 if self.step % self.config.sample_every == 0 or self.step == self.config.steps:
+                    self._whole = False
                     with self.averaged():
                         look(self.step)
+                    self._whole = True
                 if time.monotonic() - self._saved > self.config.save_every:
                     self.save()
         finally:
-            self.save()
+            if self._whole:
+                self.save()
 
     def _update(self, loss: Tensor, step: int) -> None:
         rate = self.config.rate(step)
