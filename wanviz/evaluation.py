@@ -180,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{'object':10}{'frames':>8}{'missing':>9}{'peak of map':>13}{'centre':>9}{'area':>8}")
     for name, p in found.items():
-        print(f"{name:10}{p.frames:8}{p.missing:9}{p.peak:13.1%}{p.centre:9.1%}{p.area:8.1%}")
+        shares = f"{p.peak:13.1%}{p.centre:9.1%}{p.area:8.1%}" if p.frames else "  not in any frame"
+        print(f"{name:10}{p.frames:8}{p.missing:9}{shares}")
     content = {"summary": {name: asdict(p) for name, p in found.items()}, "clips": records}
     path = options.out / "pointing.json"
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

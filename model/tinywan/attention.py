@@ -111,6 +111,8 @@ class Attention(nn.Module):
     def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         f, h, w = grid
         sizes: tuple[int, ...]
+        if self.pattern == "temporal" and f == 1:  # a picture: every token sees itself alone
+            return v
         if self.pattern == "spatial":
             apart, sizes = "b n (f s) d -> (b f) n s d", (h, w)
             together = "(b f) n s d -> b n (f s) d"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tinywan.attention import Attention, Grid
 from tinywan.errors import ConfigError
-from tinywan.moe import FeedForward, MixtureOfExperts
+from tinywan.moe import FeedForward, MixtureOfExperts, Router
 from tinywan.norms import LayerNorm
 from tinywan.rope import rotary_table
 
@@ -29,6 +29,7 @@ class DiTConfig:
     num_layers: int = 6
     ffn_dim: int = 768  # of a dense feed-forward; unused with token experts
     in_channels: int = 16  # of the latents, in and out
+    condition_channels: int = 0  # read beside the latents: mask and latents of keyframes
     patch_size: Grid = (1, 1, 1)  # latent frames, rows and columns per token
     text_dim: int = 192  # width of prompt_embeds
     text_len: int = 64  # prompt tokens with padding
@@ -41,6 +42,7 @@ class DiTConfig:
     num_experts: int = 10  # token experts per layer; 0 is a dense feed-forward
     top_k: int = 3  # token experts that work on one token
     expert_dim: int = 256  # 4/3·dim: three together are as wide as a dense 4·dim
+    router: Router = "plain"  # "text" also sees what a token read in the prompt
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.head_dim % 2:
@@ -57,6 +59,8 @@ class DiTConfig:
                         f"{name} names {len(getattr(self, name))} layers and num_layers is "
                         f"{self.num_layers}: give one radius (or None) per layer"
                     )
+        if self.router not in ("plain", "text"):
+            raise ConfigError(f"router={self.router!r}: use 'plain' or 'text'")
         if self.num_experts and not 1 <= self.top_k <= self.num_experts:
             raise ConfigError(
                 f"top_k={self.top_k} of num_experts={self.num_experts}: use 1..{self.num_experts}"
@@ -66,6 +70,18 @@ class DiTConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.dim // self.num_heads
+
+
+class Context(NamedTuple):
+    """A prompt as the blocks' cross-attention reads it: the same at every denoising step."""
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]  # per layer, each [b n p d]
+    attended: Tensor | None  # bool [b p], False on padding; None attends to all
+
+    def first(self, rows: int) -> "Context":
+        """Of the first prompts of the batch alone."""
+        attended = None if self.attended is None else self.attended[:rows]
+        return Context(tuple((k[:rows], v[:rows]) for k, v in self.keys_values), attended)
 
 
 class Modulation(NamedTuple):
@@ -105,7 +121,9 @@ class Block(nn.Module):
         self.cross_attn = Attention(dim, heads, "cross", eps=eps)
         self.norm3 = LayerNorm(dim, eps, elementwise_affine=False)
         if config.num_experts:
-            self.moe = MixtureOfExperts(dim, config.expert_dim, config.num_experts, config.top_k)
+            self.moe = MixtureOfExperts(
+                dim, config.expert_dim, config.num_experts, config.top_k, config.router
+            )
         else:
             self.ffn = FeedForward(dim, config.ffn_dim)
         self.num_sublayers = len(self.looks) + 1  # modulated ones; cross-attention is not
@@ -117,7 +135,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        prompt: Tensor,
+        keys_values: tuple[Tensor, Tensor],
         attended: Tensor | None,
         time: Tensor,
         rotary: Tensor,
@@ -127,7 +145,7 @@ class Block(nn.Module):
 
         Args:
             x: `[b, l, c]` video tokens.
-            prompt: `[b, p, c]` prompt tokens.
+            keys_values: of the prompt for this block, each `[b, n, p, d]`.
             attended: bool `[b, p]`, False on padding; None attends to all of them.
             time: `[b, 3·sublayers, c]` the noise level, shared by all blocks.
             rotary: positions, from `rope.rotary_table`.
@@ -145,11 +163,10 @@ class Block(nn.Module):
             attend = getattr(self, name)
             seen = attend(modulation(self.norm1(x)), grid=grid, rotary=rotary)
             x = x + (modulation.gate * seen).to(x.dtype)
-        x = x + self.cross_attn(
-            self.norm2(x), self.cross_attn.keys_values(prompt), attended=attended
-        )
-        think = self.moe if hasattr(self, "moe") else self.ffn
-        thought = think(thinking(self.norm3(x)))
+        read = self.cross_attn(self.norm2(x), keys_values, attended=attended)
+        x = x + read
+        normed = thinking(self.norm3(x))
+        thought = self.moe(normed, read) if hasattr(self, "moe") else self.ffn(normed)
         x = x + (thinking.gate * thought).to(x.dtype)
         return self.resid_post(x)
 
@@ -166,7 +183,8 @@ class DiT(nn.Module):
         self.config = config
         dim = config.dim
         patch = math.prod(config.patch_size)
-        self.patch_embedding = nn.Linear(config.in_channels * patch, dim)
+        channels = config.in_channels + config.condition_channels
+        self.patch_embedding = nn.Linear(channels * patch, dim)
         self.text_embedder = nn.Sequential(
             nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
         )
@@ -193,15 +211,39 @@ class DiT(nn.Module):
             for module in part:
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
+        for block in self.blocks:  # choose among the words from the first step on: an even
+            nn.init.constant_(block.cross_attn.norm_q.weight, 2.0)  # mixture hardly learns to
         nn.init.zeros_(self.proj_out.weight)
 
-    def forward(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def read(self, prompt_embeds: Tensor) -> Context:
+        """Keys and values of the prompt for every block, to be computed once per video.
+
+        Args:
+            prompt_embeds: `[b, p, text_dim]`; rows of padding are zero.
+
+        Returns:
+            What `forward` takes in place of `prompt_embeds`.
+        """
+        prompt = self.text_embedder(prompt_embeds)  # b p c
+        attended = prompt_embeds.any(-1) if self.config.mask_padding else None  # b p
+        return Context(
+            tuple(block.cross_attn.keys_values(prompt) for block in self.blocks), attended
+        )
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        prompt_embeds: Tensor | Context,
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """Predict the velocity.
 
         Args:
             latents: `[b, c, f, h, w]` noisy latents.
             timestep: `[b]` in [0, 1000]: 1000 times sigma.
-            prompt_embeds: `[b, p, text_dim]`; rows of padding are zero.
+            prompt_embeds: `[b, p, text_dim]`, rows of padding zero; or what `read` made of them.
+            condition: `[b, condition_channels, f, h, w]`; zeros where nothing is given.
 
         Returns:
             `[b, c, f, h, w]` velocity.
@@ -211,20 +253,24 @@ class DiT(nn.Module):
         """
         grid = self.grid(latents)
         pf, ph, pw = self.config.patch_size
+        if self.config.condition_channels:
+            if condition is None:
+                shape = (len(latents), self.config.condition_channels, *latents.shape[2:])
+                condition = latents.new_zeros(shape)
+            latents = torch.cat([latents, condition.to(latents.dtype)], dim=1)
         x = rearrange(
             latents,
             "b c (f pf) (h ph) (w pw) -> b (f h w) (c pf ph pw)",
             pf=pf, ph=ph, pw=pw,
         )  # fmt: skip
         x = self.patch_embedding(x)  # b l c
-        prompt = self.text_embedder(prompt_embeds)  # b p c
-        attended = prompt_embeds.any(-1) if self.config.mask_padding else None  # b p
+        context = prompt_embeds if isinstance(prompt_embeds, Context) else self.read(prompt_embeds)
         waves = sinusoids(timestep, self.config.freq_dim).to(x.dtype)
         embed = self.time_embed(self.time_embedder(waves))  # b c
         time = self.time_proj(embed).float().unflatten(1, (-1, self.config.dim))
         rotary = rotary_table(grid, self.config.head_dim).to(x.device)
-        for block in self.blocks:
-            x = block(x, prompt, attended, time, rotary, grid)
+        for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
+            x = block(x, keys_values, context.attended, time, rotary, grid)
         shift, scale = (self.scale_shift_table.float() + embed.float()[:, None]).chunk(2, dim=1)
         x = (self.norm_out(x) * (1 + scale) + shift).to(x.dtype)
         f, h, w = grid
@@ -272,6 +318,7 @@ def sinusoids(timestep: Tensor, dim: int) -> Tensor:
         `[b, dim]` float32, cosines first.
     """
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-    angles = timestep.double()[:, None] * 1e4**-exponents
+    precise = torch.float32 if timestep.device.type == "mps" else torch.float64  # MPS lacks it
+    exponents = torch.arange(half, dtype=precise, device=timestep.device) / half
+    angles = timestep.to(precise)[:, None] * 1e4**-exponents
     return torch.cat([angles.cos(), angles.sin()], dim=-1).float()

@@ -3,12 +3,19 @@
 Source: Shazeer et al. 2017, arXiv 1701.06538; load balancing: Switch Transformer, arXiv 2101.03961,
 equation 4; z-loss: ST-MoE, arXiv 2202.08906, equation 5. Wan2.2's own "mixture of experts" is
 another thing, two whole denoisers switched by noise level: see pipeline.py.
+
+The router is "plain" when it sees the token alone; a "text" router also sees what the token has
+just read in the prompt, the output of its cross-attention.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from tinywan.norms import RMSNorm
+
+Router = Literal["plain", "text"]
 
 
 class RouterLosses(NamedTuple):
@@ -49,26 +56,37 @@ class MixtureOfExperts(nn.Module):
         hidden: width of one expert.
         num_experts: how many there are.
         top_k: how many work on a token.
+        router: "plain", or "text" for one that also sees what the token read in the prompt.
     """
 
-    def __init__(self, dim: int, hidden: int, num_experts: int, top_k: int) -> None:
+    def __init__(
+        self, dim: int, hidden: int, num_experts: int, top_k: int, router: Router = "plain"
+    ) -> None:
         super().__init__()
         self.num_experts, self.top_k = num_experts, top_k
         self.router = nn.Linear(dim, num_experts, bias=False)
+        if router == "text":
+            self.norm_text = RMSNorm(dim)
+            self.router_text = nn.Linear(dim, num_experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(dim, hidden) for _ in range(num_experts))
         self.router_logits, self.expert_ids, self.out = (nn.Identity() for _ in range(3))  # taps
         self.losses: RouterLosses | None = None  # of the last forward in training mode
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
         """Route, compute, and mix.
 
         Args:
             x: `[b, l, c]` tokens.
+            read: `[b, l, c]` what each token got from the prompt; used by a "text" router.
 
         Returns:
             `[b, l, c]`.
         """
-        logits = self.router_logits(self.router(x).float())  # [b, l, expert]
+        wishes = self.router(x)
+        if hasattr(self, "router_text"):
+            assert read is not None
+            wishes = wishes + self.router_text(self.norm_text(read))
+        logits = self.router_logits(wishes.float())  # [b, l, expert]
         ids = self.expert_ids(logits.topk(self.top_k, dim=-1).indices)  # [b, l, topk]
         weights = logits.gather(-1, ids).softmax(-1).to(x.dtype)  # [b, l, topk], sums to 1
         if self.training:

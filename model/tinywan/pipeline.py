@@ -6,7 +6,7 @@ difference is that guidance runs both branches as one batch.
 
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +14,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from tinywan import checkpoint
-from tinywan.dit import DiT
+from tinywan.dit import Context, DiT
 from tinywan.errors import ConfigError, DeviceError, PromptError
+from tinywan.keyframes import Keyframes, encode_keyframes
 from tinywan.presets import ModelConfig, preset
 from tinywan.sampling import make_sampler
 from tinywan.text import TextEncoder, UnigramTokenizer
 from tinywan.vae import CausalVAE, check_video_size
+
+OVERLAP = 5  # pixel frames, two latent ones, that a window of `stream` shares with the one before
 
 NoiseExpert = Literal["high", "low"]
 Branch = Literal["cond", "uncond"]
@@ -43,6 +47,7 @@ class GenerationRequest:
     guidance_scale: float  # of the high-noise expert
     guidance_scale_2: float  # of the low-noise expert
     seed: int | None
+    keyframes: tuple[int, ...] = ()  # pixel frames that were given
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class TextToVideoPipeline:
             CheckpointError: where the folder is missing, damaged or foreign.
             DeviceError: where this machine has no such device.
         """
+        find_device(device)  # before anything is read
         folder = checkpoint.SHIPPED if path is None else Path(path)
         config, sums = checkpoint.read_config(folder)
         tokenizer = checkpoint.load_tokenizer(folder, sums)
@@ -231,13 +237,14 @@ class TextToVideoPipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float = 4.0,
         guidance_scale_2: float | None = None,
+        keyframes: Keyframes | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
         output_type: Literal["np", "latent"] = "np",
@@ -248,13 +255,15 @@ class TextToVideoPipeline:
 
         Args:
             prompt: what to draw.
-            negative_prompt: what to stay away from; used where guidance is on.
+            negative_prompt: what to stay away from, nothing by default; used where guidance is on.
             height: pixels, a multiple of 8; the model's own by default, as are the next three.
             width: pixels, a multiple of 8.
             num_frames: 1 + 4k.
             num_inference_steps: calls of the denoiser.
             guidance_scale: of the high-noise expert; 1 is off (arXiv 2207.12598).
             guidance_scale_2: of the low-noise expert; as the other by default.
+            keyframes: pictures `[H, W, 3]` by pixel frame that the clip has to pass through; -1 is
+                the last frame, {0: picture} is image-to-video.
             seed: for the same video again; instead of `generator`.
             generator: source of the first noise, on the CPU or on the device.
             output_type: "np" for pixels, "latent" for normalised latents.
@@ -267,11 +276,11 @@ class TextToVideoPipeline:
 
         Raises:
             PromptError: for an empty prompt.
-            ConfigError: for sizes, steps or a seed that cannot work.
+            ConfigError: for sizes, steps, keyframes or a seed that cannot work.
         """
         request = self._request(
             prompt, negative_prompt, height, width, num_frames, num_inference_steps,
-            guidance_scale, guidance_scale_2, seed,
+            guidance_scale, guidance_scale_2, keyframes or {}, seed,
         )  # fmt: skip
         if seed is not None and generator is not None:
             raise ConfigError("seed and generator were both given: use one of them")
@@ -279,9 +288,9 @@ class TextToVideoPipeline:
             raise ConfigError(f"output_type={output_type!r}: use 'np' or 'latent'")
         self.current_request = request
         try:
-            latents = self._denoise(
-                request, self._noise(request, generator), callback_on_step_end, progress_bar
-            )
+            condition = self._condition(request, keyframes or {})
+            noise = self._noise(request, generator)
+            latents = self._denoise(request, noise, condition, callback_on_step_end, progress_bar)
             if output_type == "latent":
                 return VideoOutput(latents)
             video = (self.vae.decode(latents) + 1) / 2
@@ -290,16 +299,74 @@ class TextToVideoPipeline:
         finally:
             self.current_request = self.current_call = None
 
+    def stream(
+        self, prompt: str, *, num_frames: int, seed: int | None = None, **options: Any
+    ) -> Iterator[NDArray[np.float32]]:
+        """Draw a video of any length, window by window, in the memory of one window.
+
+        Each window begins with the last five frames of the one before, two of them as keyframes.
+
+        Args:
+            prompt: what to draw.
+            num_frames: pixel frames in all, any number from 1 on.
+            seed: for the same video again.
+            options: of a call, as for one window: `height`, `guidance_scale`, `keyframes` …; the
+                last are of the first window.
+
+        Yields:
+            float32 `[frames, H, W, 3]` in [0, 1], the frames that follow those before.
+
+        Raises:
+            ConfigError: where the model was not trained with keyframes, or for bad options.
+        """
+        unfit = {"num_frames", "generator", "output_type"} & options.keys()
+        if not isinstance(prompt, str) or unfit or num_frames < 1:
+            raise ConfigError(
+                "stream draws one prompt, num_frames=1 or more, as pixels from a seed; found "
+                f"prompt={prompt!r:.40}, num_frames={num_frames}, options {sorted(unfit)}"
+            )
+        if num_frames > self.config.num_frames:
+            self._check_keyframes()
+        generator = torch.Generator()
+        generator.manual_seed(seed) if seed is not None else generator.seed()
+        keyframes: Keyframes = options.pop("keyframes", None) or {}
+        old = 0  # frames of a window that the one before has shown
+        while num_frames > 0:
+            (clip,) = self(prompt, generator=generator, keyframes=keyframes, **options).frames
+            new = clip[old:][:num_frames]
+            num_frames -= len(new)
+            keyframes, old = {0: clip[-OVERLAP], OVERLAP - 1: clip[-1]}, OVERLAP
+            yield new
+
+    def _check_keyframes(self) -> None:
+        wanted = self.vae.stride[0] + self.vae.config.latent_channels
+        if self.config.dit.condition_channels != wanted:
+            raise ConfigError(
+                f"this model ({self.config.name}) was not trained with keyframes "
+                f"(condition_channels={self.config.dit.condition_channels}, not {wanted}): use a "
+                "checkpoint that was, or train one"
+            )
+
+    def _condition(self, request: GenerationRequest, keyframes: Keyframes) -> Tensor | None:
+        """`[1, condition_channels, f, h, w]`, the same for all prompts; None without keyframes."""
+        if not keyframes:
+            return None
+        self._check_keyframes()
+        return encode_keyframes(
+            self.vae, keyframes, request.num_frames, request.height, request.width
+        )
+
     def _request(
         self,
         prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None,
         height: int | None,
         width: int | None,
         num_frames: int | None,
         num_inference_steps: int | None,
         guidance_scale: float,
         guidance_scale_2: float | None,
+        keyframes: Keyframes,
         seed: int | None,
     ) -> GenerationRequest:
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
@@ -309,8 +376,8 @@ class TextToVideoPipeline:
                 "'a woman in a red qipao walks in the rain with an umbrella'"
             )
         negatives = (
-            (negative_prompt,) * len(prompts)
-            if isinstance(negative_prompt, str)
+            (negative_prompt or "",) * len(prompts)
+            if negative_prompt is None or isinstance(negative_prompt, str)
             else tuple(negative_prompt)
         )
         if len(negatives) != len(prompts):
@@ -333,6 +400,7 @@ class TextToVideoPipeline:
             guidance_scale=guidance_scale,
             guidance_scale_2=guidance_scale if guidance_scale_2 is None else guidance_scale_2,
             seed=seed,
+            keyframes=tuple(keyframes),
         )
         check_video_size(request.num_frames, request.height, request.width)
         for name in ("guidance_scale", "guidance_scale_2"):
@@ -359,6 +427,7 @@ class TextToVideoPipeline:
         self,
         request: GenerationRequest,
         latents: Tensor,
+        condition: Tensor | None,
         callback: StepCallback | None,
         progress_bar: bool,
     ) -> Tensor:
@@ -368,6 +437,7 @@ class TextToVideoPipeline:
         if max(scales.values()) > 1:
             embeds = torch.cat([embeds, self.encode_prompt(request.negative_prompts)])
         embeds = self.taps["prompt_embeds"](embeds)
+        contexts: dict[DiT, Context] = {}  # a prompt is read once by each noise expert
         sigmas = self.scheduler.sigmas.tolist()
         timesteps = self.scheduler.timesteps.tolist()
         for step, timestep in enumerate(
@@ -380,11 +450,14 @@ class TextToVideoPipeline:
             self.current_call = DenoiserCall(step, sigmas[step], timestep, expert, branches)
             latents = self.taps["latents"](latents)
             transformer = self.transformer if high else self.transformer_2
+            if transformer not in contexts:
+                contexts[transformer] = transformer.read(embeds)
             rows = len(branches) * len(request.prompts)
             predicted = transformer(
                 latents.repeat(len(branches), 1, 1, 1, 1).to(self.dtype),
                 torch.full((rows,), timestep, device=self.device),
-                embeds[:rows],
+                contexts[transformer].first(rows),
+                None if condition is None else condition.expand(rows, -1, -1, -1, -1),
             ).float()
             if guided:
                 cond, uncond = predicted.chunk(2)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tinywan.errors import TinywanError
+from tinywan.errors import ConfigError, TinywanError
 from tinywan.pipeline import TextToVideoPipeline, find_device
 from tinywan.presets import PRESETS, ModelConfig, preset
 from tinywan.train_denoiser import DenoiserRecipe, Phase, train_denoiser
@@ -40,12 +40,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train tinywan from nothing; the same command resumes.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the run")
-    parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS), help="sizes")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="sizes; tiny by default")
     parser.add_argument("--vae-steps", type=int, default=1300, help="steps of the VAE")
     parser.add_argument(
         "--start-from",
         type=Path,
         help="go on from this checkpoint's weights; its VAE is kept as it is",
+    )
+    parser.add_argument(
+        "--noise-experts",
+        action="store_true",
+        help="fork the denoiser of --start-from in two and train each on its side of the boundary",
     )
     parser.add_argument("--image-steps", type=int, default=900, help="steps on single pictures")
     parser.add_argument("--video-steps", type=int, default=1100, help="steps on clips")
@@ -90,21 +95,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     torch.set_flush_denormal(True)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     device = options.device
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     leads = rank_and_world()[0] == 0
     try:
         find_device(device)
-        config = preset(options.preset)
-        start = None
+        for name in ("image_batch", "video_batch", "micro_batch", "threads"):
+            if getattr(options, name) is not None and getattr(options, name) < 1:
+                raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        if options.noise_experts and options.start_from is None:
+            raise ConfigError(
+                "--noise-experts forks a trained denoiser: name one with --start-from, e.g. "
+                "--start-from model/tinywan/weights/tiny"
+            )
+        config = preset(options.preset or "tiny")
+        start, separate = None, False
         if options.start_from is not None:
             start = TextToVideoPipeline.from_pretrained(options.start_from)
-            config = start.config
+            if options.preset not in (None, start.config.name):
+                raise ConfigError(
+                    f"--start-from goes on with a {start.config.name!r}, and --preset asks for "
+                    f"{options.preset!r}: leave --preset out"
+                )
+            config, separate = start.config, start.transformer_2 is not start.transformer
         vae = obtain_vae(options, config, device) if start is None else start.vae.to(device)
         frames = config.num_frames
         phases = (
@@ -115,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = DenoiserRecipe(
             TrainerConfig(steps=steps, lr=1.5e-3, sample_every=options.sample_every),
             phases,
+            two_experts=options.noise_experts or separate,
             seed=options.seed,
         )
         config = replace(config, vae=vae.config)
@@ -125,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"wrote {options.out / 'checkpoint'}; use it with "
                 f"TextToVideoPipeline.from_pretrained({str(options.out / 'checkpoint')!r})"
             )
-    except TinywanError as error:
+    except (TinywanError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

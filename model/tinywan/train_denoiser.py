@@ -19,6 +19,7 @@ from tinywan import flow, theatre
 from tinywan.checkpoint import fitted
 from tinywan.dit import DiT
 from tinywan.errors import ConfigError
+from tinywan.keyframes import latent_place, place_keyframes, random_frames
 from tinywan.moe import MixtureOfExperts
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import ModelConfig
@@ -44,6 +45,7 @@ class DenoiserRecipe:
     trainer: TrainerConfig
     phases: tuple[Phase, ...]
     drop_prompt: float = 0.1  # share of captions replaced by "", for guidance
+    two_experts: bool = False  # one denoiser for high noise levels, one for low ones
     balance: float = 0.01  # weight of the router's load balance
     z: float = 0.001  # weight of the router's z-loss
     seed: int = 0
@@ -76,12 +78,62 @@ PROBE_PROMPTS = (
 
 
 class Denoiser(nn.Module):
-    """What is trained: the reader of the prompt and the one who draws."""
+    """What is trained: the reader of the prompt and the one who draws, or the two who do.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: sizes, and the noise level at which two experts part.
+        two_experts: whether there are two; then each sees its own side of the boundary alone.
+    """
+
+    def __init__(self, config: ModelConfig, two_experts: bool = False) -> None:
         super().__init__()
+        self.boundary_ratio = config.boundary_ratio
         self.text_encoder = TextEncoder(config.text)
         self.transformer = DiT(config.dit)
+        self.transformer_2 = DiT(config.dit) if two_experts else None
+
+    def load_pipeline(self, pipe: TextToVideoPipeline) -> None:
+        """Take over weights; two experts that were one so far both start from it.
+
+        Args:
+            pipe: of the same configuration.
+        """
+        self.text_encoder.load_state_dict(pipe.text_encoder.state_dict())
+        self.transformer.load_state_dict(pipe.transformer.state_dict())
+        if self.transformer_2 is not None:
+            self.transformer_2.load_state_dict(pipe.transformer_2.state_dict())
+
+    def pipeline(
+        self, config: ModelConfig, tokenizer: UnigramTokenizer, vae: CausalVAE
+    ) -> TextToVideoPipeline:
+        """A pipeline that draws with these very weights."""
+        low = self.transformer if self.transformer_2 is None else self.transformer_2
+        return TextToVideoPipeline(config, tokenizer, self.text_encoder, vae, self.transformer, low)
+
+    def forward(
+        self, noisy: Tensor, sigma: Tensor, embeds: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
+        """Predict the velocity.
+
+        Args:
+            noisy: `[b, c, f, h, w]` latents.
+            sigma: `[b]` noise levels.
+            embeds: `[b, p, c]` of the prompts.
+            condition: `[b, condition_channels, f, h, w]` of the keyframes.
+
+        Returns:
+            `[b, c, f, h, w]`.
+        """
+        timestep = sigma * flow.NUM_TRAIN_TIMESTEPS
+        if self.transformer_2 is None:
+            return self.transformer(noisy, timestep, embeds, condition)
+        predicted = torch.empty_like(noisy)
+        high = sigma >= self.boundary_ratio
+        for rows, expert in ((high, self.transformer), (~high, self.transformer_2)):
+            if rows.any():
+                given = None if condition is None else condition[rows]
+                predicted[rows] = expert(noisy[rows], timestep[rows], embeds[rows], given)
+        return predicted
 
 
 def is_hidden_matrix(name: str) -> bool:
@@ -109,9 +161,15 @@ def train_tokenizer(captions: int = 6000) -> UnigramTokenizer:
 
 
 def training_batch(
-    vae: CausalVAE, phase: Phase, size: tuple[int, int], seed: int, step: int, drop_prompt: float
-) -> tuple[Tensor, list[str]]:
-    """Latents of freshly rendered clips, and their captions.
+    vae: CausalVAE,
+    phase: Phase,
+    size: tuple[int, int],
+    seed: int,
+    step: int,
+    drop_prompt: float,
+    keyframes: bool = False,
+) -> tuple[Tensor, list[str], Tensor]:
+    """Latents of freshly rendered clips, their captions, and what is given of them.
 
     Args:
         vae: frozen.
@@ -120,12 +178,14 @@ def training_batch(
         seed: of the run.
         step: batches of different steps differ, those of one step are the same.
         drop_prompt: share of captions to replace by "".
+        keyframes: whether some frames of some clips are given, see keyframes.py.
 
     Returns:
-        `[b, c, f, h, w]` normalised latents, and b captions; of this process's share of the batch.
+        `[b, c, f, h, w]` normalised latents, b captions, and `[b, 4 + c, f, h, w]` mask and latents
+        of the keyframes; of this process's share of the batch.
     """
     rank, world = rank_and_world()
-    latents, captions = [], []
+    latents, captions, conditions = [], [], []
     device = next(vae.parameters()).device
     for clip in range(rank, phase.batch, world):
         rng = np.random.default_rng([seed, 2, step, clip])
@@ -137,7 +197,10 @@ def training_batch(
         video = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
         with torch.no_grad():
             latents.append(vae.encode(video))
-    return torch.cat(latents), captions
+        given = random_frames(phase.num_frames, rng) if keyframes else ()
+        pictures = {latent_place(frame): video[0, :, frame] for frame in given}
+        conditions.append(place_keyframes(vae, pictures, latents[-1].shape[2], *size))
+    return torch.cat(latents), captions, torch.cat(conditions)
 
 
 def denoiser_loss(
@@ -148,6 +211,7 @@ def denoiser_loss(
     noise: Tensor,
     sigma: Tensor,
     recipe: DenoiserRecipe,
+    condition: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Squared error of the predicted velocity, and the router's losses.
 
@@ -161,15 +225,19 @@ def denoiser_loss(
         noise: the same shape, standard normal.
         sigma: `[b]` noise levels.
         recipe: weights of the router's losses.
+        condition: of the keyframes, see `training_batch`.
 
     Returns:
         The loss, and its parts for the log.
     """
+    experts = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    for module in experts:  # one that is not asked now must not answer with what it said before
+        module.losses = None
     noisy = flow.add_noise(latents, noise, sigma)
     embeds = model.text_encoder(ids, mask)
-    predicted = model.transformer(noisy, sigma * flow.NUM_TRAIN_TIMESTEPS, embeds)
+    predicted = model(noisy, sigma, embeds, condition)
     error = F.mse_loss(predicted.float(), flow.velocity(latents, noise))
-    routers = [m.losses for m in model.modules() if isinstance(m, MixtureOfExperts) and m.losses]
+    routers = [module.losses for module in experts if module.losses is not None]
     if not routers:
         return error, {"loss": error.item(), "velocity": error.item()}
     balance = torch.stack([r.balance for r in routers]).mean()
@@ -217,30 +285,39 @@ def train_denoiser(
     tokenizer = UnigramTokenizer.from_pretrained(folder)
     config = fitted(config, tokenizer)
     torch.manual_seed(recipe.seed)
-    model = Denoiser(config)
+    model = Denoiser(config, recipe.two_experts)
     if start is not None:
-        model.text_encoder.load_state_dict(start.text_encoder.state_dict())
-        model.transformer.load_state_dict(start.transformer.state_dict())
+        model.load_pipeline(start)
+    if recipe.two_experts:  # both read the prompt in the same way, as in Wan
+        model.text_encoder.requires_grad_(False)
     model.to(device).train()
     trainer = Trainer(folder, model, recipe.trainer, is_hidden_matrix)
     trainer.resume()
 
+    keyframes = config.dit.condition_channels > 0
+
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         phase = recipe.phase(step)
         size = (config.height, config.width)
-        latents, captions = training_batch(vae, phase, size, recipe.seed, step, recipe.drop_prompt)
+        latents, captions, condition = training_batch(
+            vae, phase, size, recipe.seed, step, recipe.drop_prompt, keyframes
+        )
         rank, world = rank_and_world()
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         shape = (phase.batch, *latents.shape[1:])
         noise = torch.randn(shape, generator=generator)[rank::world].to(device)
         sigma = flow.sample_sigma(phase.batch, config.shift, generator)[rank::world].to(device)
         ids, mask = (x.to(device) for x in tokenizer(captions))
+        if config.dit.mask_padding:  # nobody attends to it, so nobody needs to compute it
+            longest = int(mask.sum(1).max())
+            ids, mask = ids[:, :longest], mask[:, :longest]
         parts = torch.arange(len(latents)).split(phase.micro_batch)
         means: dict[str, float] = {}
         for i, part in enumerate(parts):
             loss, figures = denoiser_loss(
-                model, ids[part], mask[part], latents[part], noise[part], sigma[part], recipe
-            )
+                model, ids[part], mask[part], latents[part], noise[part], sigma[part], recipe,
+                condition[part] if keyframes else None,
+            )  # fmt: skip
             weight = len(part) / len(latents)
             for name, value in figures.items():
                 means[name] = means.get(name, 0.0) + weight * value
@@ -249,28 +326,17 @@ def train_denoiser(
                 share.backward()
         return share, means
 
-    def pipeline() -> TextToVideoPipeline:
-        return TextToVideoPipeline(
-            config, tokenizer, model.text_encoder, vae, model.transformer, model.transformer
-        )
-
     def look(step: int) -> None:
         frames = recipe.phase(step - 1).num_frames
-        draw_samples(pipeline(), folder / f"step{step:06d}.png", frames)
+        pipe = model.pipeline(config, tokenizer, vae)
+        draw_samples(pipe, folder / f"step{step:06d}.png", frames)
 
     with trainer:
         trainer.run(loss_of, look)
     with trainer.averaged():
-        finished = Denoiser(config)
+        finished = Denoiser(config, recipe.two_experts)
         finished.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
-    return TextToVideoPipeline(
-        config,
-        tokenizer,
-        finished.text_encoder,
-        vae,
-        finished.transformer,
-        finished.transformer,
-    ).to(device)
+    return finished.pipeline(config, tokenizer, vae).to(device)
 
 
 def draw_samples(pipe: TextToVideoPipeline, path: Path, num_frames: int) -> None:

@@ -44,7 +44,7 @@ class TrainerConfig:
         start = 1 - self.cooldown
         done = (step + 1) / self.steps
         fall = 1.0 if done <= start else 1 - 0.95 * (done - start) / self.cooldown
-        return min(1.0, (step + 1) / self.warmup) * fall
+        return min(1.0, (step + 1) / max(1, self.warmup)) * fall
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -55,6 +55,9 @@ def rank_and_world() -> tuple[int, int]:
 def average_gradients(module: nn.Module) -> None:
     """Replace every gradient by its mean over all processes, in one message.
 
+    A token expert that no token chose here may have been chosen elsewhere; where none was chosen
+    anywhere there is no gradient, as in one process.
+
     Args:
         module: the same in every process.
     """
@@ -62,14 +65,13 @@ def average_gradients(module: nn.Module) -> None:
     if world == 1:
         return
     params = [p for p in module.parameters() if p.requires_grad]
-    for param in params:  # a token expert that no token chose here may have been chosen elsewhere
-        if param.grad is None:
-            param.grad = torch.zeros_like(param)
-    flat = torch.cat([param.grad.flatten() for param in params if param.grad is not None])
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    used = torch.tensor([p.grad is not None for p in params], dtype=grads[0].dtype)
+    flat = torch.cat([*(grad.flatten() for grad in grads), used.to(grads[0].device)])
     dist.all_reduce(flat)
-    flat /= world
-    for param, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
-        param.grad = grad.view_as(param)
+    *means, used = flat.split([*(p.numel() for p in params), len(params)])
+    for param, mean, count in zip(params, means, used.tolist(), strict=True):
+        param.grad = (mean / world).view_as(param) if count else None
 
 
 class Trainer:

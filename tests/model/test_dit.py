@@ -135,9 +135,8 @@ def test_with_closed_gates_a_block_adds_what_the_words_say_and_nothing_else(name
     time = torch.zeros(1, 3 * block.num_sublayers, 24)
     expected = x + block.cross_attn(block.norm2(x), block.cross_attn.keys_values(prompt))
     rotary = torch.stack([torch.ones(TOKENS, 6), torch.zeros(TOKENS, 6)])
-    torch.testing.assert_close(
-        block(x, prompt, None, time, rotary, (3, 4, 6)), expected, atol=EXACT, rtol=0
-    )
+    found = block(x, block.cross_attn.keys_values(prompt), None, time, rotary, (3, 4, 6))
+    torch.testing.assert_close(found, expected, atol=EXACT, rtol=0)
 
 
 def test_modulation_rows_are_shift_scale_and_gate_of_each_sublayer_in_turn():
@@ -150,7 +149,7 @@ def test_modulation_rows_are_shift_scale_and_gate_of_each_sublayer_in_turn():
     y = x + a[2] * block.self_attn(block.norm1(x) * (1 + a[1]) + a[0], rotary=rotary)
     y = y + block.cross_attn(block.norm2(y), block.cross_attn.keys_values(prompt))
     y = y + b[2] * block.ffn(block.norm3(y) * (1 + b[1]) + b[0])
-    found = block(x, prompt, None, time, rotary, (3, 4, 6))
+    found = block(x, block.cross_attn.keys_values(prompt), None, time, rotary, (3, 4, 6))
     torch.testing.assert_close(found, y, atol=10 * EXACT, rtol=0)
 
 
@@ -214,6 +213,38 @@ def test_bfloat16_runs_and_stays_near_float32(inputs):
     rounded = model.bfloat16()(latents.bfloat16(), time, prompt.bfloat16())
     assert rounded.dtype == torch.bfloat16
     assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_prompt_that_was_read_before_draws_the_same_bits(masked, inputs):
+    model = speaking(DiTConfig(**{**SMALL, "mask_padding": masked}))
+    latents, timestep, embeds = inputs
+    embeds[1, 4:] = 0
+    context = model.read(embeds)
+    assert torch.equal(model(latents, timestep, context), model(latents, timestep, embeds))
+    alone = model(latents[:1], timestep[:1], context.first(1))
+    torch.testing.assert_close(alone, model(*inputs)[:1], atol=10 * EXACT, rtol=0)
+
+
+def test_a_text_router_sees_what_a_token_read_and_a_plain_one_does_not(inputs):
+    for router, moved in (("plain", False), ("text", True)):
+        model = speaking(DiTConfig(**{**SMALL, "router": router}))
+        block = model.blocks[0]
+        seen = []
+        block.moe.router_logits.register_forward_hook(lambda m, a, out, seen=seen: seen.append(out))
+        x, read = torch.randn(2, 1, TOKENS, 24)
+        block.moe(x, read)
+        block.moe(x, -read)
+        assert bool((seen[0] - seen[1]).abs().max() > 1e-3) is moved, router
+
+
+def test_the_router_of_a_block_is_told_what_its_cross_attention_read(inputs):
+    model, told, read = speaking(DiTConfig(**{**SMALL, "router": "text"})), [], []
+    block = model.blocks[1]
+    block.cross_attn.out.register_forward_hook(lambda module, args, out: read.append(out))
+    block.moe.register_forward_pre_hook(lambda module, args: told.append(args[1]))
+    model(*inputs)
+    assert torch.equal(told[0], read[0])
 
 
 def test_sinusoids_are_cosines_first():

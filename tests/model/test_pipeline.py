@@ -172,6 +172,23 @@ def test_each_noise_expert_is_asked_on_its_side_alone(pipe):
     assert asked == [("high", "high"), ("low", "low"), ("low", "low")]
 
 
+def test_a_prompt_is_read_once_by_each_noise_expert(pipe):
+    read = []
+    for name in ("transformer", "transformer_2"):
+        block = getattr(pipe, name).blocks[0]
+        block.cross_attn.to_k.register_forward_hook(lambda *_, name=name: read.append(name))
+    pipe("a dog", num_inference_steps=6, seed=1, progress_bar=False)
+    assert sorted(read) == ["transformer", "transformer_2"]
+
+
+def test_no_negative_prompt_is_an_empty_one(pipe):
+    first, second = (
+        pipe("a dog", negative_prompt=nothing, seed=1, progress_bar=False).frames.tobytes()
+        for nothing in (None, "")
+    )
+    assert first == second
+
+
 def test_the_request_says_what_was_asked_while_it_runs(pipe):
     requests = []
 

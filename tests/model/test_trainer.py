@@ -318,6 +318,39 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     assert_same(more.vae.state_dict(), pipe.vae.state_dict())
     moved = more.transformer.proj_out.weight - pipe.transformer.proj_out.weight
     assert 0 < moved.abs().max() < 0.01  # four steps on from there, not from elsewhere
+    train("forked", "--start-from run/checkpoint --noise-experts")
+    forked = TextToVideoPipeline.from_pretrained(tmp_path / "forked/checkpoint")
+    assert_same(forked.text_encoder.state_dict(), pipe.text_encoder.state_dict())
+    high, low = forked.transformer.proj_out.weight, forked.transformer_2.proj_out.weight
+    assert not torch.equal(high, low)
+    assert (high - low).abs().max() < 0.02
+    train("on", "--start-from forked/checkpoint")  # two experts stay two
+    assert (tmp_path / "on/checkpoint/transformer_2.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),
+        (f"--preset small --start-from {SHIPPED}", "leave --preset out"),
+        ("--start-from nowhere", "there is no checkpoint in nowhere"),
+        ("--preset debug --image-batch 0", "image_batch=0"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be_trained(tmp_path, capsys, options, sentence):
+    from tinywan.train import main
+
+    assert main(["--out", str(tmp_path / "run"), *options.split()]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_refuses_a_folder_that_cannot_be_written(tmp_path, capsys):
+    from tinywan.train import main
+
+    (tmp_path / "file").write_text("not a folder")
+    assert main(["--preset", "debug", "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
 
 
 def test_the_command_refuses_a_device_that_is_not_there(tmp_path, capsys):
