@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tinywan.batches import Phase
 from tinywan.errors import ConfigError, TinywanError
 from tinywan.pipeline import TextToVideoPipeline, find_device
 from tinywan.presets import PRESETS, ModelConfig, preset
-from tinywan.train_denoiser import DenoiserRecipe, Phase, train_denoiser
+from tinywan.train_denoiser import DenoiserRecipe, train_denoiser
 from tinywan.train_vae import VAERecipe, train_vae
 from tinywan.trainer import TrainerConfig, rank_and_world
 from tinywan.vae import CausalVAE
@@ -57,6 +58,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-batch", type=int, default=24, help="pictures per step")
     parser.add_argument("--video-batch", type=int, default=8, help="clips per step")
     parser.add_argument("--micro-batch", type=int, default=2, help="clips per backward pass")
+    parser.add_argument(
+        "--flow-loss", type=float, default=0.0, help="weight of the optical-flow loss, e.g. 0.5"
+    )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="matrix products in bfloat16, on GPUs"
+    )
     parser.add_argument("--sample-every", type=int, default=250, help="steps between pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -135,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             TrainerConfig(steps=steps, lr=1.5e-3, sample_every=options.sample_every),
             phases,
             two_experts=options.noise_experts or separate,
+            bfloat16=options.bfloat16,
+            flow=options.flow_loss,
             seed=options.seed,
         )
         config = replace(config, vae=vae.config)

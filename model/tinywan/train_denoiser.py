@@ -16,26 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinywan import flow, theatre
+from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import fitted
 from tinywan.dit import DiT
 from tinywan.errors import ConfigError
-from tinywan.keyframes import latent_place, place_keyframes, random_frames
 from tinywan.moe import MixtureOfExperts
+from tinywan.motion import warping_error
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import ModelConfig
 from tinywan.text import TextEncoder, UnigramTokenizer
 from tinywan.trainer import Trainer, TrainerConfig, rank_and_world
 from tinywan.vae import CausalVAE
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One part of the curriculum."""
-
-    steps: int
-    num_frames: int  # pixel frames, 1 + 4k; 1 is a picture
-    batch: int  # clips per step
-    micro_batch: int  # clips per backward pass; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,9 @@ class DenoiserRecipe:
     phases: tuple[Phase, ...]
     drop_prompt: float = 0.1  # share of captions replaced by "", for guidance
     two_experts: bool = False  # one denoiser for high noise levels, one for low ones
+    bfloat16: bool = False  # matrix products in half precision; for GPUs that have it
+    flow: float = 0.0  # weight of the optical-flow loss
+    flow_sigma: float = 0.5  # noise level up to which it is asked for
     balance: float = 0.01  # weight of the router's load balance
     z: float = 0.001  # weight of the router's z-loss
     seed: int = 0
@@ -160,72 +154,18 @@ def train_tokenizer(captions: int = 6000) -> UnigramTokenizer:
     return UnigramTokenizer.train(texts, words=WORDS)
 
 
-def training_batch(
-    vae: CausalVAE,
-    phase: Phase,
-    size: tuple[int, int],
-    seed: int,
-    step: int,
-    drop_prompt: float,
-    keyframes: bool = False,
-) -> tuple[Tensor, list[str], Tensor]:
-    """Latents of freshly rendered clips, their captions, and what is given of them.
-
-    Args:
-        vae: frozen.
-        phase: how many clips of how many frames.
-        size: pixel rows and columns.
-        seed: of the run.
-        step: batches of different steps differ, those of one step are the same.
-        drop_prompt: share of captions to replace by "".
-        keyframes: whether some frames of some clips are given, see keyframes.py.
-
-    Returns:
-        `[b, c, f, h, w]` normalised latents, b captions, and `[b, 4 + c, f, h, w]` mask and latents
-        of the keyframes; of this process's share of the batch.
-    """
-    rank, world = rank_and_world()
-    latents, captions, conditions = [], [], []
-    device = next(vae.parameters()).device
-    for clip in range(rank, phase.batch, world):
-        rng = np.random.default_rng([seed, 2, step, clip])
-        scene = theatre.sample_scene(rng)
-        language = ("en", "zh")[int(rng.integers(2))]
-        text = theatre.caption(scene, language, rng).text  # type: ignore[arg-type]
-        captions.append("" if rng.random() < drop_prompt else text)
-        frames = theatre.render(scene, phase.num_frames, *size).frames
-        video = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
-        with torch.no_grad():
-            latents.append(vae.encode(video))
-        given = random_frames(phase.num_frames, rng) if keyframes else ()
-        pictures = {latent_place(frame): video[0, :, frame] for frame in given}
-        conditions.append(place_keyframes(vae, pictures, latents[-1].shape[2], *size))
-    return torch.cat(latents), captions, torch.cat(conditions)
-
-
 def denoiser_loss(
-    model: Denoiser,
-    ids: Tensor,
-    mask: Tensor,
-    latents: Tensor,
-    noise: Tensor,
-    sigma: Tensor,
-    recipe: DenoiserRecipe,
-    condition: Tensor | None = None,
+    model: Denoiser, batch: Batch, recipe: DenoiserRecipe, vae: CausalVAE | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Squared error of the predicted velocity, and the router's losses.
+    """Squared error of the predicted velocity, the router's losses and the optical-flow loss.
 
-    Source: rectified flow, arXiv 2209.03003, equation 1; router: see moe.py.
+    Source: rectified flow, arXiv 2209.03003, equation 1; router: see moe.py; flow: see motion.py.
 
     Args:
         model: in training.
-        ids: `[b, p]` tokens of the captions.
-        mask: `[b, p]`, True on tokens.
-        latents: `[b, c, f, h, w]` clean.
-        noise: the same shape, standard normal.
-        sigma: `[b]` noise levels.
-        recipe: weights of the router's losses.
-        condition: of the keyframes, see `training_batch`.
+        batch: what to learn from.
+        recipe: weights of the losses.
+        vae: frozen; needed for the flow loss alone.
 
     Returns:
         The loss, and its parts for the log.
@@ -233,18 +173,26 @@ def denoiser_loss(
     experts = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     for module in experts:  # one that is not asked now must not answer with what it said before
         module.losses = None
-    noisy = flow.add_noise(latents, noise, sigma)
-    embeds = model.text_encoder(ids, mask)
-    predicted = model(noisy, sigma, embeds, condition)
-    error = F.mse_loss(predicted.float(), flow.velocity(latents, noise))
+    noisy = flow.add_noise(batch.latents, batch.noise, batch.sigma)
+    kind = noisy.device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.bfloat16):
+        embeds = model.text_encoder(batch.ids, batch.mask)
+        predicted = model(noisy, batch.sigma, embeds, batch.condition).float()
+    parts = {"velocity": F.mse_loss(predicted, flow.velocity(batch.latents, batch.noise))}
+    loss = parts["velocity"]
     routers = [module.losses for module in experts if module.losses is not None]
-    if not routers:
-        return error, {"loss": error.item(), "velocity": error.item()}
-    balance = torch.stack([r.balance for r in routers]).mean()
-    z = torch.stack([r.z for r in routers]).mean()
-    loss = error + recipe.balance * balance + recipe.z * z
-    parts = {"loss": loss, "velocity": error, "balance": balance, "z": z}
-    return loss, {name: value.item() for name, value in parts.items()}
+    if routers:
+        parts["balance"] = torch.stack([r.balance for r in routers]).mean()
+        parts["z"] = torch.stack([r.z for r in routers]).mean()
+        loss = loss + recipe.balance * parts["balance"] + recipe.z * parts["z"]
+    clear = batch.sigma <= recipe.flow_sigma  # noisier guesses have no motion to speak of yet
+    if recipe.flow and vae is not None and batch.motion is not None and clear.any():
+        sigma = batch.sigma[clear].view(-1, 1, 1, 1, 1)
+        guess = flow.predicted_clean(noisy[clear], predicted[clear], sigma)
+        parts["flow"] = warping_error(vae.decode(guess, chunk=None), batch.motion.rows(clear))
+        share = clear.sum() / len(clear)
+        loss = loss + recipe.flow * share * parts["flow"]
+    return loss, {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
 
 
 def train_denoiser(
@@ -291,34 +239,19 @@ def train_denoiser(
     if recipe.two_experts:  # both read the prompt in the same way, as in Wan
         model.text_encoder.requires_grad_(False)
     model.to(device).train()
+    vae.requires_grad_(False)  # the flow loss looks through it
     trainer = Trainer(folder, model, recipe.trainer, is_hidden_matrix)
     trainer.resume()
-
-    keyframes = config.dit.condition_channels > 0
+    clips = Clips(config, tokenizer, vae, recipe.seed, recipe.drop_prompt, motion=recipe.flow > 0)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         phase = recipe.phase(step)
-        size = (config.height, config.width)
-        latents, captions, condition = training_batch(
-            vae, phase, size, recipe.seed, step, recipe.drop_prompt, keyframes
-        )
-        rank, world = rank_and_world()
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        shape = (phase.batch, *latents.shape[1:])
-        noise = torch.randn(shape, generator=generator)[rank::world].to(device)
-        sigma = flow.sample_sigma(phase.batch, config.shift, generator)[rank::world].to(device)
-        ids, mask = (x.to(device) for x in tokenizer(captions))
-        if config.dit.mask_padding:  # nobody attends to it, so nobody needs to compute it
-            longest = int(mask.sum(1).max())
-            ids, mask = ids[:, :longest], mask[:, :longest]
-        parts = torch.arange(len(latents)).split(phase.micro_batch)
+        batch = clips.batch(step, phase)
+        parts = torch.arange(len(batch)).split(phase.micro_batch)
         means: dict[str, float] = {}
         for i, part in enumerate(parts):
-            loss, figures = denoiser_loss(
-                model, ids[part], mask[part], latents[part], noise[part], sigma[part], recipe,
-                condition[part] if keyframes else None,
-            )  # fmt: skip
-            weight = len(part) / len(latents)
+            loss, figures = denoiser_loss(model, batch.rows(part), recipe, vae)
+            weight = len(part) / len(batch)
             for name, value in figures.items():
                 means[name] = means.get(name, 0.0) + weight * value
             share = loss * weight

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tinywan.batches import Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
 from tinywan.dit import DiT
 from tinywan.errors import ConfigError
@@ -13,7 +14,6 @@ from tinywan.keyframes import encode_keyframes, latent_place, random_frames
 from tinywan.pipeline import OVERLAP, TextToVideoPipeline
 from tinywan.presets import preset
 from tinywan.text import UnigramTokenizer
-from tinywan.train_denoiser import Phase, training_batch
 from torch import nn
 
 QUICK = {"num_inference_steps": 2, "progress_bar": False}
@@ -165,12 +165,10 @@ def test_frames_given_in_training_are_of_the_clip_and_apart():
 
 def test_a_training_batch_gives_frames_of_its_own_clips(pipe):
     phase = Phase(steps=1, num_frames=17, batch=6, micro_batch=1)
-    latents, _, condition = training_batch(
-        pipe.vae, phase, (SIZE, SIZE), seed=0, step=0, drop_prompt=0, keyframes=True
-    )
-    assert condition.shape == (6, 20, 5, 4, 4)
-    first = condition[:, 3, 0, 0, 0].bool()  # clips whose first frame is given
+    batch = Clips(pipe.config, pipe.tokenizer, pipe.vae).batch(0, phase)
+    assert batch.condition.shape == (6, 20, 5, 4, 4)
+    first = batch.condition[:, 3, 0, 0, 0].bool()  # clips whose first frame is given
     assert 0 < first.sum() < 6
-    torch.testing.assert_close(condition[first, 4:, 0], latents[first, :, 0], atol=1e-5, rtol=0)
-    *_, nothing = training_batch(pipe.vae, phase, (SIZE, SIZE), seed=0, step=0, drop_prompt=0)
-    assert not nothing.any()
+    torch.testing.assert_close(
+        batch.condition[first, 4:, 0], batch.latents[first, :, 0], atol=1e-5, rtol=0
+    )

@@ -1,14 +1,18 @@
 """The denoiser's loss, and the two noise experts that grow from one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tinywan import flow
+from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
 from tinywan.text import UnigramTokenizer
 from tinywan.train_denoiser import Denoiser, DenoiserRecipe, denoiser_loss
 from tinywan.trainer import TrainerConfig
+from tinywan.vae import CausalVAE
 from torch import nn
 
 LATENTS = (4, 16, 2, 3, 3)  # b c f h w
@@ -30,24 +34,22 @@ def speaking(config, two_experts: bool = False) -> Denoiser:
     return model
 
 
-def batch(config, sigma: list[float]):
-    """Arguments of the loss: ids, mask, latents, noise, sigma."""
+def batch_of(sigma: list[float]) -> Batch:
     ids = torch.randint(3, 200, (len(sigma), 7))
-    shape = (len(sigma), *LATENTS[1:])
-    return (
-        ids, torch.ones_like(ids, dtype=torch.bool), torch.randn(shape), torch.randn(shape),
-        torch.tensor(sigma),
-    )  # fmt: skip
+    latents, noise = torch.randn(2, len(sigma), *LATENTS[1:])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return Batch(ids, mask, latents, noise, torch.tensor(sigma))
 
 
 def test_the_loss_is_the_squared_error_of_the_velocity_and_the_routers_share(config):
     model = speaking(config).train()
-    ids, mask, latents, noise, sigma = batch(config, [0.2, 0.5, 0.7, 0.95])
-    loss, parts = denoiser_loss(model, ids, mask, latents, noise, sigma, RECIPE)
-    noisy = (1 - sigma)[:, None, None, None, None] * latents
-    noisy = noisy + sigma[:, None, None, None, None] * noise
-    predicted = model.transformer(noisy, 1000 * sigma, model.text_encoder(ids, mask))
-    error = (predicted - (noise - latents)).square().mean().item()
+    batch = batch_of([0.2, 0.5, 0.7, 0.95])
+    loss, parts = denoiser_loss(model, batch, RECIPE)
+    share = batch.sigma[:, None, None, None, None]
+    noisy = (1 - share) * batch.latents + share * batch.noise
+    embeds = model.text_encoder(batch.ids, batch.mask)
+    predicted = model.transformer(noisy, 1000 * batch.sigma, embeds)
+    error = (predicted - (batch.noise - batch.latents)).square().mean().item()
     assert parts["velocity"] == pytest.approx(error, rel=1e-5)
     whole = error + RECIPE.balance * parts["balance"] + RECIPE.z * parts["z"]
     assert loss.item() == pytest.approx(whole, rel=1e-5)
@@ -56,7 +58,7 @@ def test_the_loss_is_the_squared_error_of_the_velocity_and_the_routers_share(con
 @pytest.mark.parametrize(("sigma", "learns"), [(0.95, "transformer"), (0.5, "transformer_2")])
 def test_each_noise_expert_learns_on_its_side_alone(config, sigma, learns):
     model = speaking(config, two_experts=True).train()
-    denoiser_loss(model, *batch(config, [sigma] * 2), RECIPE)[0].backward()
+    denoiser_loss(model, batch_of([sigma] * 2), RECIPE)[0].backward()
     for name in ("transformer", "transformer_2"):
         touched = any(p.grad is not None for p in getattr(model, name).parameters())
         assert touched is (name == learns)
@@ -64,8 +66,8 @@ def test_each_noise_expert_learns_on_its_side_alone(config, sigma, learns):
 
 def test_a_noise_expert_that_is_not_asked_does_not_count_its_last_answer(config):
     model = speaking(config, two_experts=True).train()
-    denoiser_loss(model, *batch(config, [0.95] * 2), RECIPE)[0].backward()
-    denoiser_loss(model, *batch(config, [0.5] * 2), RECIPE)[0].backward()
+    denoiser_loss(model, batch_of([0.95] * 2), RECIPE)[0].backward()
+    denoiser_loss(model, batch_of([0.5] * 2), RECIPE)[0].backward()
     assert all(module.moe.losses is None for module in model.transformer.blocks)
 
 
@@ -97,3 +99,62 @@ def test_a_denoiser_of_one_expert_draws_with_it_on_both_sides(config):
     trunk = TextToVideoPipeline.from_preset("debug", seed=3)
     pipe = model.pipeline(config, trunk.tokenizer, trunk.vae)
     assert pipe.transformer is pipe.transformer_2 is model.transformer
+
+
+def test_half_precision_stays_near_the_whole_one(config):
+    model, batch = speaking(config).train(), batch_of([0.2, 0.9])
+    exact, rounded = (
+        denoiser_loss(model, batch, replace(RECIPE, bfloat16=half))[0] for half in (False, True)
+    )
+    assert rounded.dtype == torch.float32
+    assert exact.item() == pytest.approx(rounded.item(), rel=0.05)
+    assert exact.item() != rounded.item()
+
+
+def clips_in_motion(config, count: int) -> tuple[Batch, CausalVAE]:
+    pipe = TextToVideoPipeline.from_preset("debug", seed=3)
+    clips = Clips(config, pipe.tokenizer, pipe.vae, motion=True)
+    return clips.batch(0, Phase(steps=1, num_frames=5, batch=count, micro_batch=1)), pipe.vae
+
+
+def test_the_flow_loss_is_asked_of_clear_clips_alone_and_moves_the_denoiser(config):
+    batch, vae = clips_in_motion(config, 4)
+    vae.requires_grad_(False)
+    model = speaking(config).train()
+    recipe = replace(RECIPE, flow=2.0, flow_sigma=0.5, balance=0, z=0)
+    mixed = replace(batch, sigma=torch.tensor([0.1, 0.9, 0.4, 0.8]))
+    loss, parts = denoiser_loss(model, mixed, recipe, vae)
+    assert loss.item() == pytest.approx(parts["velocity"] + 2.0 * 0.5 * parts["flow"], rel=1e-5)
+    clear = mixed.rows(torch.tensor([0, 2]))
+    assert denoiser_loss(model, clear, recipe, vae)[1]["flow"] == pytest.approx(
+        parts["flow"], rel=1e-4
+    )
+    noisy = replace(batch, sigma=torch.full((4,), 0.9))
+    assert "flow" not in denoiser_loss(model, noisy, recipe, vae)[1]
+    gradients = []
+    for weight in (0.0, 2.0):
+        model.zero_grad()
+        denoiser_loss(model, clear, replace(recipe, flow=weight), vae)[0].backward()
+        gradients.append(model.transformer.proj_out.weight.grad.clone())
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-6
+
+
+def test_a_batch_is_made_of_seed_and_step_alone_and_can_be_cut(config):
+    first, _ = clips_in_motion(config, 3)
+    again, _ = clips_in_motion(config, 3)
+    assert torch.equal(first.latents, again.latents)
+    assert torch.equal(first.ids, again.ids)
+    assert torch.equal(first.noise, again.noise)
+    part = first.rows(torch.tensor([2, 0]))
+    assert len(part) == 2
+    assert torch.equal(part.latents, first.latents[[2, 0]])
+    assert torch.equal(part.motion.flow, first.motion.flow[[2, 0]])
+    assert part.condition is None
+
+
+def test_captions_are_no_longer_than_the_longest_where_padding_is_masked(config):
+    batch, _ = clips_in_motion(config, 3)
+    assert batch.ids.shape[1] == config.text.text_len  # debug attends to its padding
+    masked = replace(config, dit=replace(config.dit, mask_padding=True))
+    batch, _ = clips_in_motion(masked, 3)
+    assert batch.mask.sum(1).max() == batch.ids.shape[1] < config.text.text_len

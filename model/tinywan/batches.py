@@ -1,0 +1,141 @@
+"""What the denoiser is trained on: freshly rendered clips, their captions, noise and keyframes.
+
+A batch is made of (seed, step) alone. No clip is seen twice, nothing is stored, and a resumed run
+sees what an unbroken one would have seen.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinywan import flow, theatre
+from tinywan.keyframes import latent_place, place_keyframes, random_frames
+from tinywan.motion import Motion, true_motion
+from tinywan.presets import ModelConfig
+from tinywan.text import UnigramTokenizer
+from tinywan.trainer import rank_and_world
+from tinywan.vae import CausalVAE
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of the curriculum."""
+
+    steps: int
+    num_frames: int  # pixel frames, 1 + 4k; 1 is a picture
+    batch: int  # clips per step
+    micro_batch: int  # clips per backward pass; bounds the memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips to learn from.
+
+    Args:
+        ids: `[b, p]` tokens of the captions.
+        mask: `[b, p]`, True on tokens.
+        latents: `[b, c, f, h, w]` clean.
+        noise: the same shape, standard normal.
+        sigma: `[b]` noise levels.
+        condition: `[b, 4 + c, f, h, w]` mask and latents of keyframes; None without any.
+        motion: of the clips; None where it is not asked for.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    latents: Tensor
+    noise: Tensor
+    sigma: Tensor
+    condition: Tensor | None = None
+    motion: Motion | None = None
+
+    def rows(self, chosen: Tensor) -> "Batch":
+        """Some of the clips."""
+        parts = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Motion):
+                parts[field.name] = value.rows(chosen)
+            else:
+                parts[field.name] = None if value is None else value[chosen]
+        return Batch(**parts)
+
+    def __len__(self) -> int:
+        """How many clips."""
+        return len(self.latents)
+
+
+class Clips:
+    """Makes batches.
+
+    Args:
+        config: of the model; tells the sizes, the shift and whether keyframes are given.
+        tokenizer: for the captions.
+        vae: frozen, for the latents.
+        seed: of the run.
+        drop_prompt: share of captions replaced by "", for guidance.
+        motion: whether batches of clips tell how they move.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: UnigramTokenizer,
+        vae: CausalVAE,
+        seed: int = 0,
+        drop_prompt: float = 0.1,
+        motion: bool = False,
+    ) -> None:
+        self.config, self.tokenizer, self.vae = config, tokenizer, vae
+        self.seed, self.drop_prompt, self.motion = seed, drop_prompt, motion
+
+    def batch(self, step: int, phase: Phase) -> Batch:
+        """This process's share of the batch of a step.
+
+        Args:
+            step: batches of different steps differ, those of one step are the same.
+            phase: how many clips of how many frames.
+
+        Returns:
+            The clips number rank, rank + world, … of the batch.
+        """
+        config, device = self.config, self.vae.mean.device
+        size = (config.height, config.width)
+        rank, world = rank_and_world()
+        latents, captions, conditions, motions = [], [], [], []
+        for number in range(rank, phase.batch, world):
+            rng = np.random.default_rng([self.seed, 2, step, number])
+            scene = theatre.sample_scene(rng)
+            language = ("en", "zh")[int(rng.integers(2))]
+            text = theatre.caption(scene, language, rng).text  # type: ignore[arg-type]
+            captions.append("" if rng.random() < self.drop_prompt else text)
+            clip = theatre.render(scene, phase.num_frames, *size)
+            video = torch.from_numpy(clip.frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
+            with torch.no_grad():
+                latents.append(self.vae.encode(video))
+            if config.dit.condition_channels:
+                given = random_frames(phase.num_frames, rng)
+                pictures = {latent_place(frame): video[0, :, frame] for frame in given}
+                frames = latents[-1].shape[2]
+                conditions.append(place_keyframes(self.vae, pictures, frames, *size))
+            if self.motion and phase.num_frames > 1:
+                motions.append(true_motion(video, torch.from_numpy(clip.flow).to(device)[None]))
+        shape = (phase.batch, *latents[0].shape[1:])
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        noise = torch.randn(shape, generator=generator)[rank::world].to(device)
+        sigma = flow.sample_sigma(phase.batch, config.shift, generator)[rank::world].to(device)
+        ids, mask = self.tokenizer(captions)
+        if config.dit.mask_padding:  # nobody attends to it, so nobody needs to compute it
+            longest = int(mask.sum(1).max())
+            ids, mask = ids[:, :longest], mask[:, :longest]
+        return Batch(
+            ids=ids.to(device),
+            mask=mask.to(device),
+            latents=torch.cat(latents),
+            noise=noise,
+            sigma=sigma,
+            condition=torch.cat(conditions) if conditions else None,
+            motion=Motion(*map(torch.cat, zip(*motions, strict=True))) if motions else None,
+        )
