@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -177,8 +177,6 @@ class BranchTrace:
 
 class Trace:
     """What a capture kept of one generation; open one from a file with `Trace.load`."""
-
-    _repr_mimebundle_: ClassVar[Callable[..., dict[str, Any]]]  # set by wanviz/__init__.py
 
     def __init__(self, contents: Contents | None = None) -> None:
         """A trace of these contents, or one that a running capture will fill."""

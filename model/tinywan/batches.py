@@ -4,7 +4,7 @@ A batch is made of (seed, step) alone. No clip is seen twice, nothing is stored,
 sees what an unbroken one would have seen.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,14 +53,15 @@ class Batch:
 
     def rows(self, chosen: Tensor) -> "Batch":
         """Some of the clips."""
-        parts = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Motion):
-                parts[field.name] = value.rows(chosen)
-            else:
-                parts[field.name] = None if value is None else value[chosen]
-        return Batch(**parts)
+        return Batch(
+            self.ids[chosen],
+            self.mask[chosen],
+            self.latents[chosen],
+            self.noise[chosen],
+            self.sigma[chosen],
+            None if self.condition is None else self.condition[chosen],
+            None if self.motion is None else self.motion.rows(chosen),
+        )
 
     def __len__(self) -> int:
         """How many clips."""

@@ -72,6 +72,9 @@ class DiTConfig:
         return self.dim // self.num_heads
 
 
+CHOOSY = 2.0  # initial query weight towards the words: from an even mixture choosing is not learnt
+
+
 class Context(NamedTuple):
     """A prompt as the blocks' cross-attention reads it: the same at every denoising step."""
 
@@ -119,6 +122,7 @@ class Block(nn.Module):
             self.looks = ("spatial_attn", "temporal_attn")
         self.norm2 = LayerNorm(dim, eps, elementwise_affine=True)
         self.cross_attn = Attention(dim, heads, "cross", eps=eps)
+        nn.init.constant_(self.cross_attn.norm_q.weight, CHOOSY)
         self.norm3 = LayerNorm(dim, eps, elementwise_affine=False)
         if config.num_experts:
             self.moe = MixtureOfExperts(
@@ -211,8 +215,6 @@ class DiT(nn.Module):
             for module in part:
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:  # choose among the words from the first step on: an even
-            nn.init.constant_(block.cross_attn.norm_q.weight, 2.0)  # mixture hardly learns to
         nn.init.zeros_(self.proj_out.weight)
 
     def read(self, prompt_embeds: Tensor) -> Context:
@@ -226,9 +228,8 @@ class DiT(nn.Module):
         """
         prompt = self.text_embedder(prompt_embeds)  # b p c
         attended = prompt_embeds.any(-1) if self.config.mask_padding else None  # b p
-        return Context(
-            tuple(block.cross_attn.keys_values(prompt) for block in self.blocks), attended
-        )
+        blocks = (block for block in self.blocks if isinstance(block, Block))
+        return Context(tuple(b.cross_attn.keys_values(prompt) for b in blocks), attended)
 
     def forward(
         self,
