@@ -53,6 +53,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="fork the denoiser of --start-from in two and train each on its side of the boundary",
     )
+    parser.add_argument("--keyframes", action="store_true", help="also learn to obey keyframes")
+    parser.add_argument(
+        "--router",
+        choices=("plain", "text"),
+        help="'text' also sees what a token read in the prompt; plain by default",
+    )
+    parser.add_argument(
+        "--no-windows", action="store_true", help="every layer sees the whole clip, to compare"
+    )
     parser.add_argument("--image-steps", type=int, default=900, help="steps on single pictures")
     parser.add_argument("--video-steps", type=int, default=1100, help="steps on clips")
     parser.add_argument("--image-batch", type=int, default=24, help="pictures per step")
@@ -69,6 +78,46 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
     return parser.parse_args(arguments)
+
+
+def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) -> ModelConfig:
+    """The sizes to train.
+
+    Args:
+        options: from `parse_arguments`.
+        start: what to go on from, if anything.
+
+    Returns:
+        A preset with what was asked for, or what `start` has, perhaps with keyframes.
+
+    Raises:
+        ConfigError: for options that cannot go together.
+    """
+    config = preset(options.preset or "tiny") if start is None else start.config
+    if start is not None:
+        if options.preset not in (None, config.name):
+            raise ConfigError(
+                f"--start-from goes on with a {config.name!r}, and --preset asks for "
+                f"{options.preset!r}: leave --preset out"
+            )
+        if options.router not in (None, config.dit.router) or options.no_windows:
+            raise ConfigError(
+                "--router and --no-windows choose how a denoiser is built, and --start-from goes "
+                "on with one that is: leave them out, or train from nothing"
+            )
+    elif options.noise_experts:
+        raise ConfigError(
+            "--noise-experts forks a trained denoiser: name one with --start-from, e.g. "
+            "--start-from model/tinywan/weights/tiny"
+        )
+    dit = config.dit
+    if options.keyframes:
+        channels = CausalVAE.stride[0] + config.vae.latent_channels
+        dit = replace(dit, condition_channels=channels)
+    if options.no_windows:
+        everything = (None,) * dit.num_layers
+        dit = replace(dit, spatial_windows=everything, temporal_windows=everything)
+    return replace(config, dit=replace(dit, router=options.router or dit.router))
 
 
 def obtain_vae(options: argparse.Namespace, config: ModelConfig, device: str) -> CausalVAE:
@@ -116,21 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        if options.noise_experts and options.start_from is None:
-            raise ConfigError(
-                "--noise-experts forks a trained denoiser: name one with --start-from, e.g. "
-                "--start-from model/tinywan/weights/tiny"
-            )
-        config = preset(options.preset or "tiny")
         start, separate = None, False
         if options.start_from is not None:
             start = TextToVideoPipeline.from_pretrained(options.start_from)
-            if options.preset not in (None, start.config.name):
-                raise ConfigError(
-                    f"--start-from goes on with a {start.config.name!r}, and --preset asks for "
-                    f"{options.preset!r}: leave --preset out"
-                )
-            config, separate = start.config, start.transformer_2 is not start.transformer
+            separate = start.transformer_2 is not start.transformer
+        config = find_config(options, start)
         vae = obtain_vae(options, config, device) if start is None else start.vae.to(device)
         frames = config.num_frames
         phases = (

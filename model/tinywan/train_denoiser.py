@@ -90,12 +90,20 @@ class Denoiser(nn.Module):
         """Take over weights; two experts that were one so far both start from it.
 
         Args:
-            pipe: of the same configuration.
+            pipe: of the same configuration; where only this one reads keyframes, it begins deaf to
+                them.
         """
         self.text_encoder.load_state_dict(pipe.text_encoder.state_dict())
-        self.transformer.load_state_dict(pipe.transformer.state_dict())
-        if self.transformer_2 is not None:
-            self.transformer_2.load_state_dict(pipe.transformer_2.state_dict())
+        for mine, theirs in (
+            (self.transformer, pipe.transformer),
+            (self.transformer_2, pipe.transformer_2),
+        ):
+            if mine is not None:
+                state = theirs.state_dict()
+                known = state["patch_embedding.weight"]
+                more = mine.patch_embedding.in_features - known.shape[1]
+                state["patch_embedding.weight"] = F.pad(known, (0, more))
+                mine.load_state_dict(state)
 
     def pipeline(
         self, config: ModelConfig, tokenizer: UnigramTokenizer, vae: CausalVAE
@@ -126,7 +134,8 @@ class Denoiser(nn.Module):
         for rows, expert in ((high, self.transformer), (~high, self.transformer_2)):
             if rows.any():
                 given = None if condition is None else condition[rows]
-                predicted[rows] = expert(noisy[rows], timestep[rows], embeds[rows], given)
+                answer = expert(noisy[rows], timestep[rows], embeds[rows], given)
+                predicted[rows] = answer.to(predicted.dtype)
         return predicted
 
 

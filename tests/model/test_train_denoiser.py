@@ -7,9 +7,11 @@ import torch
 from tinywan import flow
 from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
+from tinywan.dit import DiTConfig
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
 from tinywan.text import UnigramTokenizer
+from tinywan.train import find_config, parse_arguments
 from tinywan.train_denoiser import Denoiser, DenoiserRecipe, denoiser_loss
 from tinywan.trainer import TrainerConfig
 from tinywan.vae import CausalVAE
@@ -158,3 +160,26 @@ def test_captions_are_no_longer_than_the_longest_where_padding_is_masked(config)
     masked = replace(config, dit=replace(config.dit, mask_padding=True))
     batch, _ = clips_in_motion(masked, 3)
     assert batch.mask.sum(1).max() == batch.ids.shape[1] < config.text.text_len
+
+
+def test_a_denoiser_that_learns_of_keyframes_begins_as_the_one_that_knew_none(config):
+    trunk = TextToVideoPipeline.from_preset("debug", seed=3)
+    model = Denoiser(replace(config, dit=replace(config.dit, condition_channels=20))).eval()
+    model.load_pipeline(trunk)
+    noisy, embeds = torch.randn(LATENTS), torch.randn(4, 7, config.text.dim)
+    sigma, condition = torch.full((4,), 0.5), torch.randn(4, 20, *LATENTS[2:])
+    found = model(noisy, sigma, embeds, condition)
+    known = trunk.transformer(noisy, sigma * 1000, embeds)
+    torch.testing.assert_close(found, known, atol=SUMS_IN_ANOTHER_ORDER, rtol=1e-4)
+
+
+def test_options_choose_how_the_denoiser_is_built():
+    def dit(*words: str) -> DiTConfig:
+        return find_config(parse_arguments(words), None).dit
+
+    assert dit() == preset("tiny").dit
+    assert dit("--keyframes").condition_channels == 20
+    assert dit("--router", "text").router == "text"
+    free = dit("--no-windows")
+    assert set(free.spatial_windows) == set(free.temporal_windows) == {None}
+    assert len(free.spatial_windows) == free.num_layers

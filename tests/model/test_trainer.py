@@ -324,8 +324,11 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     high, low = forked.transformer.proj_out.weight, forked.transformer_2.proj_out.weight
     assert not torch.equal(high, low)
     assert (high - low).abs().max() < 0.02
-    train("on", "--start-from forked/checkpoint")  # two experts stay two
-    assert (tmp_path / "on/checkpoint/transformer_2.safetensors").exists()
+    on = "--start-from forked/checkpoint --keyframes --flow-loss 0.5 --bfloat16"
+    train("on", on)  # two experts stay two, and learn to read keyframes
+    on = TextToVideoPipeline.from_pretrained(tmp_path / "on/checkpoint")
+    assert on.transformer_2 is not on.transformer
+    assert on.config.dit.condition_channels == 20
 
 
 @pytest.mark.parametrize(
@@ -333,6 +336,8 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     [
         ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),
         (f"--preset small --start-from {SHIPPED}", "leave --preset out"),
+        (f"--router text --start-from {SHIPPED}", "--router and --no-windows choose how"),
+        (f"--no-windows --start-from {SHIPPED}", "--router and --no-windows choose how"),
         ("--start-from nowhere", "there is no checkpoint in nowhere"),
         ("--preset debug --image-batch 0", "image_batch=0"),
     ],
