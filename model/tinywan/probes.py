@@ -1,0 +1,275 @@
+"""Probes: small classifiers that read every factor of the theatre off a clip, blind to the prompt.
+
+Where judge.py measures colours and places directly on the pixels, a probe was trained: one
+convolutional network with a linear head per factor, on rendered clips of the training split, half of
+them blurred, noisy and off in brightness, as a model's clips are. `python -m tinywan.probes` trains
+it anew; its own accuracy on held-out rendered clips stands beside every score that it gives.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tinywan import theatre
+from tinywan.checkpoint import write_atomically
+from tinywan.errors import CheckpointError, ConfigError
+from tinywan.judge import degrade
+from tinywan.theatre import Scene
+
+SHIPPED_PROBES = Path(__file__).parent / "weights" / "probes.safetensors"
+FACTORS: dict[str, tuple[str, ...]] = {
+    "subject": theatre.SUBJECTS,
+    "garment": tuple(sorted({g for kinds in theatre.GARMENTS.values() for g in kinds})),
+    "garment_color": theatre.COLORS,
+    "prop": theatre.PROPS,
+    "prop_color": (*theatre.COLORS, "none"),
+    "place": theatre.PLACES,
+    "weather": theatre.WEATHERS,
+    "action": theatre.ACTIONS,
+    "direction": theatre.DIRECTIONS,
+}
+SIZE = 96  # pixels that clips are brought to
+SHOWN = (0, 2, 4, 8, 12, 16)  # frames that the probe looks at: near ones for gait and particles
+
+
+class Probe(nn.Module):
+    """Reads all factors at once.
+
+    Args:
+        factors: by name their values.
+        width: channels of the first layer.
+    """
+
+    def __init__(self, factors: Mapping[str, Sequence[str]] = FACTORS, width: int = 32) -> None:
+        super().__init__()
+        self.factors = {name: tuple(values) for name, values in factors.items()}
+        widths = [3 * len(SHOWN), width, 2 * width, 3 * width, 4 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(pairwise(widths)):
+            kernel = 5 if number == 0 else 3
+            layers += [
+                nn.Conv2d(before, after, kernel, stride=2, padding=kernel // 2),
+                nn.GroupNorm(8, after),
+                nn.GELU(),
+            ]
+        cells = (SIZE // 2 ** (len(widths) - 1)) ** 2
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * cells, 256))
+        heads = {name: nn.Linear(256, len(values)) for name, values in self.factors.items()}
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, shown: Tensor) -> dict[str, Tensor]:
+        """Frames `[b, 3·len(SHOWN), 96, 96]`, from `prepare`, to logits by factor."""
+        seen = F.gelu(self.body(shown))
+        return {name: head(seen) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def read(self, frames: NDArray[Any]) -> dict[str, str]:
+        """What a clip shows.
+
+        Args:
+            frames: `[F, H, W, 3]`, uint8, or float in [0, 1]; 17 frames or more.
+
+        Returns:
+            By factor one of its values.
+        """
+        logits = self(prepare(frames)[None])
+        return {name: self.factors[name][int(found.argmax())] for name, found in logits.items()}
+
+
+def prepare(frames: NDArray[Any]) -> Tensor:
+    """What the probe looks at of a clip.
+
+    Args:
+        frames: `[F, H, W, 3]`, uint8, or float in [0, 1].
+
+    Returns:
+        float32 `[3·len(SHOWN), 96, 96]` in [-1, 1].
+
+    Raises:
+        ConfigError: where it is no clip of 17 frames.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) <= SHOWN[-1]:
+        raise ConfigError(
+            f"the probes read clips [F, H, W, 3] of {SHOWN[-1] + 1} frames or more; found "
+            f"{tuple(frames.shape)}"
+        )
+    return _stacked(frames[list(SHOWN)])
+
+
+def _stacked(frames: NDArray[Any]) -> Tensor:
+    chosen = torch.from_numpy(np.ascontiguousarray(frames)).float()
+    chosen = chosen / 127.5 - 1 if frames.dtype == np.uint8 else chosen * 2 - 1
+    pictures = rearrange(chosen, "F H W c -> F c H W")
+    if pictures.shape[-2:] != (SIZE, SIZE):
+        pictures = F.interpolate(pictures, (SIZE, SIZE), mode="bilinear", antialias=True)
+    return pictures.flatten(0, 1)
+
+
+def examples(rng: np.random.Generator, split: str = "train") -> Iterator[tuple[Tensor, Scene]]:
+    """Rendered clips without end, every second one degraded.
+
+    Args:
+        rng: source of scenes and of what is done to them.
+        split: of the scenes.
+
+    Yields:
+        What `prepare` makes of a clip, and its scene.
+    """
+    while True:
+        for worse in (False, True):
+            scene = theatre.sample_scene(rng, split)  # type: ignore[arg-type]
+            frames = theatre.render(scene).frames
+            if worse:
+                frames = frames[list(SHOWN)]
+                frames = degrade(frames, rng, blur=rng.uniform(0.3, 1.3), noise=rng.uniform(1, 8))
+                yield _stacked(_tinted(frames, rng)), scene
+            else:
+                yield prepare(frames), scene
+
+
+def _tinted(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Contrast and brightness a little off."""
+    values = (frames.astype(np.float32) - 128) * rng.uniform(0.85, 1.1) + 128
+    values += rng.uniform(-10, 10, 3)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def train_probe(steps: int, batch: int = 32, seed: int = 0, progress_bar: bool = True) -> Probe:
+    """Train on fresh clips of the training split.
+
+    Args:
+        steps: batches to see.
+        batch: clips in each.
+        seed: of everything.
+        progress_bar: show one.
+
+    Returns:
+        The probe, in evaluation mode.
+    """
+    torch.manual_seed(seed)
+    probe = Probe()
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    clips = examples(np.random.default_rng([seed, 4]))
+    for _ in (bar := tqdm(range(steps), "probes", disable=not progress_bar, unit="batch")):
+        shown, scenes = zip(*(next(clips) for _ in range(batch)), strict=True)
+        logits = probe(torch.stack(shown))
+        loss = torch.stack(
+            [
+                F.cross_entropy(found, torch.tensor([_label(probe, name, s) for s in scenes]))
+                for name, found in logits.items()
+            ]
+        ).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return probe.eval()
+
+
+def _label(probe: Probe, factor: str, scene: Scene) -> int:
+    return probe.factors[factor].index(getattr(scene, factor))
+
+
+def accuracy(probe: Probe, clips: int, seed: int = 1) -> dict[str, dict[str, float]]:
+    """How often the probe is right on rendered clips of the held-out split.
+
+    Args:
+        probe: trained.
+        clips: how many, half of them degraded.
+        seed: of the scenes.
+
+    Returns:
+        "rendered" and "degraded" -> factor -> share right.
+    """
+    right: dict[str, dict[str, list[bool]]] = {
+        kind: {name: [] for name in probe.factors} for kind in ("rendered", "degraded")
+    }
+    drawn = examples(np.random.default_rng([seed, 5]), "held_out")
+    for number in range(clips):
+        shown, scene = next(drawn)
+        with torch.no_grad():
+            logits = probe(shown[None])
+        for name, found in logits.items():
+            verdict = int(found.argmax()) == _label(probe, name, scene)
+            right[("rendered", "degraded")[number % 2]][name].append(verdict)
+    return {
+        kind: {name: float(np.mean(verdicts)) for name, verdicts in by_factor.items()}
+        for kind, by_factor in right.items()
+    }
+
+
+def save_probe(probe: Probe, path: Path) -> None:
+    """Write a probe to one file, in half precision.
+
+    Args:
+        probe: trained.
+        path: a safetensors file.
+    """
+    tensors = {name: value.half().contiguous() for name, value in probe.state_dict().items()}
+    metadata = {"format": "tinywan-probes-1", "factors": json.dumps(probe.factors)}
+    write_atomically(path, save(tensors, metadata))
+
+
+@cache
+def load_probe(path: Path = SHIPPED_PROBES) -> Probe:
+    """Read a probe; the same object for the same path.
+
+    Args:
+        path: that `save_probe` wrote; the shipped one by default.
+
+    Returns:
+        The probe, in evaluation mode.
+
+    Raises:
+        CheckpointError: where the file is missing, damaged or made for another theatre.
+    """
+    probe = Probe()
+    try:
+        content = path.read_bytes()
+        probe.load_state_dict({name: value.float() for name, value in load(content).items()})
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read the probes {path} ({error!s:.200}): train them with "
+            "`python -m tinywan.probes`"
+        ) from error
+    return probe.eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train the probes and tell how good they are."""
+    parser = argparse.ArgumentParser(prog="python -m tinywan.probes", description=main.__doc__)
+    parser.add_argument("--steps", type=int, default=1200, help="batches of 32 clips")
+    parser.add_argument("--clips", type=int, default=400, help="rendered clips to be judged on")
+    parser.add_argument("--out", type=Path, default=SHIPPED_PROBES, help="file to write")
+    options = parser.parse_args(arguments)
+    if options.steps < 1 or options.clips < 2:
+        print("error: use 1 step and 2 clips, or more", file=sys.stderr)
+        return 2
+    probe = train_probe(options.steps)
+    found = accuracy(probe, options.clips)
+    print(f"{'':14}{'rendered':>10}{'degraded':>10}")
+    for name in probe.factors:
+        print(f"{name:14}{found['rendered'][name]:10.1%}{found['degraded'][name]:10.1%}")
+    save_probe(probe, options.out)
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from tinywan import theatre
+from tinywan.errors import CheckpointError, ConfigError
+from tinywan.probes import (
+    FACTORS,
+    SHOWN,
+    Probe,
+    accuracy,
+    examples,
+    load_probe,
+    main,
+    prepare,
+    save_probe,
+    train_probe,
+)
+
+
+@pytest.fixture(scope="module")
+def probe() -> Probe:
+    return train_probe(6, batch=4, progress_bar=False)
+
+
+def clip(**changes) -> theatre.Clip:
+    return theatre.render(theatre.sample_scene(np.random.default_rng(3)), **changes)
+
+
+def test_every_factor_of_the_theatre_has_a_head_and_every_value_a_place(probe):
+    scene = theatre.sample_scene(np.random.default_rng(3))
+    assert list(FACTORS) == [name for name in vars(scene) if name != "seed"]
+    logits = probe(prepare(clip().frames)[None])
+    assert {name: found.shape[1] for name, found in logits.items()} == {
+        name: len(values) for name, values in FACTORS.items()
+    }
+
+
+def test_it_says_one_value_of_each_factor(probe):
+    found = probe.read(clip().frames)
+    assert all(found[name] in values for name, values in FACTORS.items())
+
+
+def test_bytes_and_floats_and_other_sizes_are_prepared_alike():
+    frames = clip().frames
+    whole = prepare(frames)
+    assert whole.shape == (3 * len(SHOWN), 96, 96)
+    torch.testing.assert_close(prepare(frames / 255), whole, atol=1e-5, rtol=0)
+    large = np.repeat(np.repeat(frames, 2, axis=1), 2, axis=2)
+    assert (prepare(large) - whole).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(16, 96, 96, 3), (17, 96, 96), (17, 96, 96, 4)])
+def test_what_is_no_clip_gets_a_sentence(probe, shape):
+    with pytest.raises(ConfigError, match="the probes read clips"):
+        probe.read(np.zeros(shape))
+
+
+def test_examples_are_of_their_split_and_every_second_is_degraded():
+    drawn = examples(np.random.default_rng(0), "held_out")
+    (clear, scene), (worse, other) = next(drawn), next(drawn)
+    assert theatre.is_held_out(scene)
+    assert theatre.is_held_out(other)
+    assert torch.equal(clear, prepare(theatre.render(scene).frames))
+    away = (worse - prepare(theatre.render(other).frames)).abs().mean()
+    assert 0.005 < away < 0.3
+
+
+def test_training_is_the_same_for_a_seed_and_lowers_the_error():
+    shown, scenes = zip(*(next(clips) for clips in [examples(np.random.default_rng(9))] * 8))  # noqa: B905
+    stacked = torch.stack(shown)
+
+    def error(probe: Probe) -> float:
+        labels = torch.tensor([theatre.PLACES.index(scene.place) for scene in scenes])
+        return torch.nn.functional.cross_entropy(probe(stacked)["place"], labels).item()
+
+    first, again = (train_probe(12, batch=8, progress_bar=False) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))  # noqa: B905
+    assert error(first) < 0.9 * error(train_probe(1, batch=8, progress_bar=False))
+
+
+def test_accuracy_is_a_share_for_each_kind_and_factor(probe):
+    found = accuracy(probe, 4)
+    assert found.keys() == {"rendered", "degraded"}
+    assert all(0 <= share <= 1 for shares in found.values() for share in shares.values())
+    assert found["rendered"].keys() == FACTORS.keys()
+
+
+def test_a_saved_probe_reads_the_same(probe, tmp_path):
+    save_probe(probe, tmp_path / "probes.safetensors")
+    again = load_probe(tmp_path / "probes.safetensors")
+    assert again.read(clip().frames) == probe.read(clip().frames)
+
+
+@pytest.mark.parametrize("content", [None, b"half", b""])
+def test_a_probe_that_cannot_be_read_gets_a_sentence(tmp_path, content):
+    path = tmp_path / "probes.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"train them with `python -m tinywan\.probes`"):
+        load_probe(path)
+
+
+def test_the_command_trains_writes_and_tells_how_good_they_are(tmp_path, capsys):
+    path = tmp_path / "p.safetensors"
+    assert main(["--steps", "2", "--clips", "2", "--out", str(path)]) == 0
+    assert "garment_color" in capsys.readouterr().out
+    assert load_probe(path).factors.keys() == FACTORS.keys()
+
+
+def test_the_command_refuses_to_train_nothing(tmp_path, capsys):
+    assert main(["--steps", "0", "--out", str(tmp_path / "p.safetensors")]) == 2
+    assert "use 1 step and 2 clips, or more" in capsys.readouterr().err
