@@ -36,6 +36,23 @@ def window_mask(sizes: tuple[int, ...], radius: int) -> Tensor:
     return ((places[:, None] - places[None, :]).abs() <= radius).all(-1)
 
 
+def mean_attention(q: Tensor, k: Tensor, attended: Tensor | None = None) -> Tensor:
+    """The whole attention matrix, averaged over heads: for losses that look at it, never to attend.
+
+    Args:
+        q: `[b, n, l, d]` queries.
+        k: `[b, n, p, d]` keys.
+        attended: bool `[b, p]`, False on keys to leave out.
+
+    Returns:
+        float32 `[b, l, p]`, rows sum to 1.
+    """
+    logits = (q.float() @ k.float().mT) * q.shape[-1] ** -0.5  # b n l p
+    if attended is not None:
+        logits = logits.masked_fill(~attended[:, None, None], float("-inf"))
+    return logits.float().softmax(-1).mean(1)
+
+
 class Attention(nn.Module):
     """Multi-head attention with RMS-normalised queries and keys, as in Wan.
 
@@ -68,6 +85,7 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(dim, eps)
         self.to_out = nn.Linear(dim, dim)
         self.q, self.k, self.v, self.out = (nn.Identity() for _ in range(4))  # taps
+        self.read: Tensor | None = None  # [b l p], of the last look at words in training mode
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Project what is looked at: `[b, s, c]` -> keys and values `[b, n, s, d]`."""
@@ -100,6 +118,8 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         q, k, v = self.q(q), self.k(k), self.v(v)
+        if self.training and self.pattern == "cross":
+            self.read = mean_attention(q, k, attended)
         if self.pattern in ("full", "cross"):
             mask = None if attended is None else attended[:, None, None]  # b 1 1 p
             mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tinywan import flow, theatre
+from tinywan.grounding import Regions, part_regions, stack_regions
 from tinywan.keyframes import latent_place, place_keyframes, random_frames
 from tinywan.motion import Motion, true_motion
 from tinywan.presets import ModelConfig
@@ -41,6 +42,7 @@ class Batch:
         sigma: `[b]` noise levels.
         condition: `[b, 4 + c, f, h, w]` mask and latents of keyframes; None without any.
         motion: of the clips; None where it is not asked for.
+        regions: where the words of the captions are; None where it is not asked for.
     """
 
     ids: Tensor
@@ -50,6 +52,7 @@ class Batch:
     sigma: Tensor
     condition: Tensor | None = None
     motion: Motion | None = None
+    regions: Regions | None = None
 
     def rows(self, chosen: Tensor) -> "Batch":
         """Some of the clips."""
@@ -61,6 +64,7 @@ class Batch:
             self.sigma[chosen],
             None if self.condition is None else self.condition[chosen],
             None if self.motion is None else self.motion.rows(chosen),
+            None if self.regions is None else self.regions.rows(chosen),
         )
 
     def __len__(self) -> int:
@@ -78,6 +82,7 @@ class Clips:
         seed: of the run.
         drop_prompt: share of captions replaced by "", for guidance.
         motion: whether batches of clips tell how they move.
+        regions: whether batches tell where the words of their captions are.
     """
 
     def __init__(
@@ -88,9 +93,11 @@ class Clips:
         seed: int = 0,
         drop_prompt: float = 0.1,
         motion: bool = False,
+        regions: bool = False,
     ) -> None:
         self.config, self.tokenizer, self.vae = config, tokenizer, vae
-        self.seed, self.drop_prompt, self.motion = seed, drop_prompt, motion
+        self.seed, self.drop_prompt = seed, drop_prompt
+        self.motion, self.regions = motion, regions
 
     def batch(self, step: int, phase: Phase) -> Batch:
         """This process's share of the batch of a step.
@@ -105,13 +112,13 @@ class Clips:
         config, device = self.config, self.vae.mean.device
         size = (config.height, config.width)
         rank, world = rank_and_world()
-        latents, captions, conditions, motions = [], [], [], []
+        latents, captions, conditions, motions, regions = [], [], [], [], []
         for number in range(rank, phase.batch, world):
             rng = np.random.default_rng([self.seed, 2, step, number])
             scene = theatre.sample_scene(rng)
             language = ("en", "zh")[int(rng.integers(2))]
-            text = theatre.caption(scene, language, rng).text  # type: ignore[arg-type]
-            captions.append("" if rng.random() < self.drop_prompt else text)
+            told = theatre.caption(scene, language, rng)  # type: ignore[arg-type]
+            captions.append("" if rng.random() < self.drop_prompt else told.text)
             clip = theatre.render(scene, phase.num_frames, *size)
             video = torch.from_numpy(clip.frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
             with torch.no_grad():
@@ -121,6 +128,10 @@ class Clips:
                 pictures = {latent_place(frame): video[0, :, frame] for frame in given}
                 frames = latents[-1].shape[2]
                 conditions.append(place_keyframes(self.vae, pictures, frames, *size))
+            if self.regions:
+                spans = told.spans if captions[-1] else {}
+                offsets = self.tokenizer.encode(captions[-1]).offsets[:-1]
+                regions.append(part_regions(spans, clip.masks, offsets, config.text.text_len))
             if self.motion and phase.num_frames > 1:
                 motions.append(true_motion(video, torch.from_numpy(clip.flow).to(device)[None]))
         shape = (phase.batch, *latents[0].shape[1:])
@@ -138,5 +149,10 @@ class Clips:
             noise=noise,
             sigma=sigma,
             condition=torch.cat(conditions) if conditions else None,
+            regions=_on(device, stack_regions(regions, ids.shape[1])) if regions else None,
             motion=Motion(*map(torch.cat, zip(*motions, strict=True))) if motions else None,
         )
+
+
+def _on(device: torch.device, regions: Regions) -> Regions:
+    return Regions(regions.tokens.to(device), regions.covered.to(device))

@@ -68,6 +68,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--video-batch", type=int, default=8, help="clips per step")
     parser.add_argument("--micro-batch", type=int, default=2, help="clips per backward pass")
     parser.add_argument(
+        "--grounding",
+        type=float,
+        default=0.2,
+        help="weight of reading words where their objects are; 0 leaves cross-attention alone",
+    )
+    parser.add_argument(
         "--flow-loss", type=float, default=0.0, help="weight of the optical-flow loss, e.g. 0.5"
     )
     parser.add_argument(
@@ -183,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             two_experts=options.noise_experts or separate,
             bfloat16=options.bfloat16,
             flow=options.flow_loss,
+            grounding=options.grounding,
             seed=options.seed,
         )
         config = replace(config, vae=vae.config)

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinywan import flow, theatre
+from tinywan.attention import Attention
 from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import fitted
 from tinywan.dit import DiT
 from tinywan.errors import ConfigError
+from tinywan.grounding import outside_share
 from tinywan.moe import MixtureOfExperts
 from tinywan.motion import warping_error
 from tinywan.pipeline import TextToVideoPipeline
@@ -40,6 +42,7 @@ class DenoiserRecipe:
     bfloat16: bool = False  # matrix products in half precision; for GPUs that have it
     flow: float = 0.0  # weight of the optical-flow loss
     flow_sigma: float = 0.5  # noise level up to which it is asked for
+    grounding: float = 0.0  # weight of reading words where their objects are, see grounding.py
     balance: float = 0.01  # weight of the router's load balance
     z: float = 0.001  # weight of the router's z-loss
     seed: int = 0
@@ -127,16 +130,27 @@ class Denoiser(nn.Module):
             `[b, c, f, h, w]`.
         """
         timestep = sigma * flow.NUM_TRAIN_TIMESTEPS
-        if self.transformer_2 is None:
-            return self.transformer(noisy, timestep, embeds, condition)
         predicted = torch.empty_like(noisy)
-        high = sigma >= self.boundary_ratio
-        for rows, expert in ((high, self.transformer), (~high, self.transformer_2)):
-            if rows.any():
-                given = None if condition is None else condition[rows]
-                answer = expert(noisy[rows], timestep[rows], embeds[rows], given)
-                predicted[rows] = answer.to(predicted.dtype)
+        for rows, expert in self.sides(sigma):
+            given = None if condition is None else condition[rows]
+            answer = expert(noisy[rows], timestep[rows], embeds[rows], given)
+            predicted[rows] = answer.to(predicted.dtype)
         return predicted
+
+    def sides(self, sigma: Tensor) -> list[tuple[Tensor, DiT]]:
+        """Who works on which rows of a batch.
+
+        Args:
+            sigma: `[b]` noise levels.
+
+        Returns:
+            bool `[b]` and a denoiser, for each that has work.
+        """
+        if self.transformer_2 is None:
+            return [(torch.ones_like(sigma, dtype=torch.bool), self.transformer)]
+        high = sigma >= self.boundary_ratio
+        both = [(high, self.transformer), (~high, self.transformer_2)]
+        return [(rows, expert) for rows, expert in both if rows.any()]
 
 
 def is_hidden_matrix(name: str) -> bool:
@@ -166,7 +180,9 @@ def train_tokenizer(captions: int = 6000) -> UnigramTokenizer:
 def denoiser_loss(
     model: Denoiser, batch: Batch, recipe: DenoiserRecipe, vae: CausalVAE | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Squared error of the predicted velocity, the router's losses and the optical-flow loss.
+    """Squared error of the predicted velocity, and what else the recipe asks for.
+
+    The less noise, the better it can be known what will be where, and the more grounding counts.
 
     Source: rectified flow, arXiv 2209.03003, equation 1; router: see moe.py; flow: see motion.py.
 
@@ -194,6 +210,15 @@ def denoiser_loss(
         parts["balance"] = torch.stack([r.balance for r in routers]).mean()
         parts["z"] = torch.stack([r.z for r in routers]).mean()
         loss = loss + recipe.balance * parts["balance"] + recipe.z * parts["z"]
+    if recipe.grounding and batch.regions is not None:
+        outside = torch.zeros_like(batch.sigma)
+        for rows, expert in model.sides(batch.sigma):
+            here = batch.regions.rows(rows)
+            looks = [m.read for m in expert.modules() if isinstance(m, Attention)]
+            away = [outside_share(look, here) for look in looks if look is not None]
+            outside[rows] = torch.stack(away).mean(0)
+        parts["outside"] = outside.mean()
+        loss = loss + recipe.grounding * ((1 - batch.sigma) * outside).mean()
     clear = batch.sigma <= recipe.flow_sigma  # noisier guesses have no motion to speak of yet
     if recipe.flow and vae is not None and batch.motion is not None and clear.any():
         sigma = batch.sigma[clear].view(-1, 1, 1, 1, 1)
@@ -251,7 +276,10 @@ def train_denoiser(
     vae.requires_grad_(False)  # the flow loss looks through it
     trainer = Trainer(folder, model, recipe.trainer, is_hidden_matrix)
     trainer.resume()
-    clips = Clips(config, tokenizer, vae, recipe.seed, recipe.drop_prompt, motion=recipe.flow > 0)
+    clips = Clips(
+        config, tokenizer, vae, recipe.seed, recipe.drop_prompt,
+        motion=recipe.flow > 0, regions=recipe.grounding > 0,
+    )  # fmt: skip
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         phase = recipe.phase(step)

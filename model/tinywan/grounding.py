@@ -1,0 +1,108 @@
+"""Grounding: teach cross-attention to read a word where its object is.
+
+In a world of a dozen words per caption an even mixture of all of them tells every token enough, and
+cross-attention stays flat: the words are obeyed, and its maps show nothing. The theatre knows the
+mask of every word, so the attention that a word gets can be asked to lie inside it. The loss is the
+token loss of TokenCompose, Wang et al. 2023, arXiv 2312.03626, equation 2, frame by frame. Maps of a
+model that was trained so are taught, not found: model/README.md says what that means.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinywan.keyframes import latent_place
+from tinywan.vae import CausalVAE
+
+Spans = Mapping[str, Sequence[tuple[int, int]]]  # part of a scene -> characters that name it
+
+
+class Regions(NamedTuple):
+    """Where the words of captions are; parts are padded with zeros."""
+
+    tokens: Tensor  # [b, part, p] 1 where a token names the part
+    covered: Tensor  # [b, part, f, l/f] share of each video token that the part covers
+
+    def rows(self, chosen: Tensor) -> "Regions":
+        """Of some clips of the batch."""
+        return Regions(self.tokens[chosen], self.covered[chosen])
+
+
+def part_regions(
+    spans: Spans,
+    masks: Mapping[str, NDArray[np.bool_]],
+    offsets: Sequence[tuple[int, int]],
+    text_len: int,
+) -> tuple[Tensor, Tensor]:
+    """Tokens and places of the parts that a caption names.
+
+    Args:
+        spans: of the caption.
+        masks: bool `[F, H, W]` by part.
+        offsets: characters of each token.
+        text_len: tokens of a prompt with padding.
+
+    Returns:
+        `[part, p]` and `[part, f, l/f]`, see `Regions`.
+    """
+    named = [part for part in spans if part in masks and masks[part].any()]
+    tokens = torch.zeros(len(named), text_len)
+    for row, part in enumerate(named):
+        for start, stop in spans[part]:
+            for column, (first, last) in enumerate(offsets):
+                tokens[row, column] = max(tokens[row, column], float(first < stop and last > start))
+    if not named:
+        return tokens, torch.zeros(0, 1, 1)
+    _, stride_h, stride_w = CausalVAE.stride
+    whole = torch.from_numpy(np.stack([masks[part] for part in named])).float()
+    pooled = F.avg_pool2d(whole, (stride_h, stride_w)).flatten(2)  # part F l/f
+    latent = torch.tensor([latent_place(frame)[0] for frame in range(pooled.shape[1])])
+    groups = F.one_hot(latent).float()  # F f
+    covered = torch.einsum("aFs,Ff->afs", pooled, groups / groups.sum(0))
+    return tokens, covered
+
+
+def stack_regions(regions: Sequence[tuple[Tensor, Tensor]], text_len: int) -> Regions:
+    """Put the parts of several clips into one batch.
+
+    Args:
+        regions: from `part_regions`, of clips of one size.
+        text_len: tokens to keep of each prompt.
+
+    Returns:
+        All of them; clips with fewer parts get empty ones.
+    """
+    most = max(1, *(len(tokens) for tokens, _ in regions))
+    shape = max((covered.shape[1:] for _, covered in regions), key=lambda size: size[1])
+    tokens = torch.zeros(len(regions), most, text_len)
+    places = torch.zeros(len(regions), most, *shape)
+    for row, (named, covered) in enumerate(regions):
+        if len(named):
+            tokens[row, : len(named)] = named[:, :text_len]
+            places[row, : len(named)] = covered
+    return Regions(tokens, places)
+
+
+def outside_share(read: Tensor, regions: Regions) -> Tensor:
+    """How much of the attention that words get lies outside of what they name.
+
+    Args:
+        read: `[b, l, p]` attention of video tokens to prompt tokens.
+        regions: of the same clips.
+
+    Returns:
+        `[b]` in [0, 1]: the squared share outside, averaged over parts and the frames that show
+        them; 0 where a caption names nothing that is seen.
+    """
+    mass = torch.einsum("blp,bap->bal", read, regions.tokens)
+    mass = mass.unflatten(2, regions.covered.shape[2:])  # b part f l/f
+    inside = (2 * regions.covered).clamp(max=1)  # a token that is half covered counts as whole
+    share = (mass * inside).sum(-1) / mass.sum(-1).clamp(min=1e-6)  # b part f
+    seen = (inside.amax(-1) >= 0.5) & regions.tokens.any(-1)[..., None]
+    away = (1 - share).square() * seen
+    return away.sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)

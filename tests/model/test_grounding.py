@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from tinywan import theatre
+from tinywan.attention import Attention, mean_attention
+from tinywan.checkpoint import SHIPPED
+from tinywan.grounding import Regions, outside_share, part_regions, stack_regions
+from tinywan.text import UnigramTokenizer
+
+EXACT = 1e-6
+
+
+def test_the_mean_attention_is_the_softmax_averaged_over_heads():
+    q, k = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 6, 4)
+    attended = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    found = mean_attention(q, k, attended)
+    assert found.shape == (2, 5, 6)
+    for b in range(2):
+        logits = torch.einsum("nld,npd->nlp", q[b], k[b]) / 2
+        kept = logits[..., : attended[b].sum()].softmax(-1).mean(0)
+        torch.testing.assert_close(found[b, :, : kept.shape[1]], kept, atol=EXACT, rtol=0)
+        assert (found[b, :, kept.shape[1] :] == 0).all()
+
+
+def test_attention_keeps_what_it_read_in_training_alone():
+    look = Attention(8, 2, "cross")
+    x, prompt = torch.randn(1, 5, 8), torch.randn(1, 6, 8)
+    look.eval()(x, look.keys_values(prompt))
+    assert look.read is None
+    look.train()(x, look.keys_values(prompt))
+    torch.testing.assert_close(look.read.sum(-1), torch.ones(1, 5), atol=EXACT, rtol=0)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_parts_are_found_in_the_caption_and_in_the_latent_frames(language):
+    rng = np.random.default_rng(8)
+    scene = theatre.sample_scene(rng)
+    told = theatre.caption(scene, language, rng)
+    clip = theatre.render(scene, 9, 64, 64)
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    encoded = tokenizer.encode(told.text)
+    tokens, covered = part_regions(told.spans, clip.masks, encoded.offsets[:-1], 64)
+    named = [part for part in told.spans if part in clip.masks and clip.masks[part].any()]
+    assert tokens.shape == (len(named), 64)
+    assert covered.shape == (len(named), 3, 64)
+    row = named.index("garment")
+    words = "".join(told.text[slice(*encoded.offsets[i])] for i in tokens[row].nonzero().flatten())
+    start, stop = told.spans["garment"][0]
+    assert words.replace(" ", "") == told.text[start:stop].replace(" ", "")
+    mask = torch.from_numpy(clip.masks["garment"]).float()
+    for latent, frames in ((0, slice(0, 1)), (2, slice(5, 9))):
+        expected = mask[frames].unflatten(1, (8, 8)).unflatten(3, (8, 8)).mean((0, 2, 4))
+        torch.testing.assert_close(covered[row, latent], expected.flatten(), atol=EXACT, rtol=0)
+
+
+def regions() -> Regions:
+    """One clip of one frame of 4 places: token 1 names a part that covers places 0 and 1."""
+    return Regions(torch.tensor([[[0.0, 1, 0]]]), torch.tensor([[[[1.0, 0.5, 0, 0]]]]))
+
+
+@pytest.mark.parametrize(
+    ("masses", "expected"), [([1, 1, 0, 0], 0.0), ([0, 0, 1, 1], 1.0), ([1, 1, 1, 1], 0.25)]
+)
+def test_the_loss_is_the_squared_share_of_a_words_attention_outside_its_part(masses, expected):
+    read = torch.zeros(1, 4, 3)
+    read[0, :, 1] = 0.3 * torch.tensor(masses)
+    read[0, :, 0] = 0.5  # what other words get plays no part
+    assert outside_share(read, regions()).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_frame_that_does_not_show_the_part_does_not_count():
+    tokens = torch.tensor([[[0.0, 1, 0]]])
+    covered = torch.zeros(1, 1, 2, 4)
+    covered[0, 0, 0, 0] = 1
+    read = torch.zeros(1, 8, 3)
+    read[0, 0, 1] = 1  # in place in the first frame
+    read[0, 7, 1] = 1  # somewhere in the second, where the part is not
+    assert outside_share(read, Regions(tokens, covered)).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_captions_with_fewer_parts_are_filled_up_and_one_with_none_costs_nothing():
+    one = (torch.tensor([[0.0, 1, 0, 0]]), torch.tensor([[[1.0, 0.5, 0, 0]]]))
+    none = (torch.zeros(0, 4), torch.zeros(0, 1, 1))
+    found = stack_regions([one, none], text_len=3)
+    assert found.tokens.shape == (2, 1, 3)
+    assert found.covered.shape == (2, 1, 1, 4)
+    read = torch.full((2, 4, 3), 1 / 3)
+    assert outside_share(read, found).tolist() == pytest.approx([0.25, 0])
+    assert stack_regions([none, none], text_len=3).tokens.shape == (2, 1, 3)
+
+
+def test_descending_the_loss_moves_attention_into_the_part():
+    q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 3, 8)
+    q.requires_grad_()
+    for _ in range(60):
+        loss = outside_share(mean_attention(q, k), regions()).sum()
+        (grad,) = torch.autograd.grad(loss, q)
+        q = (q - 5 * grad).detach().requires_grad_()
+    mass = mean_attention(q, k)[0, :, 1]
+    assert mass[:2].sum() > 3 * mass[2:].sum()
