@@ -70,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--grounding",
         type=float,
-        default=0.2,
+        default=1.0,
         help="weight of reading words where their objects are; 0 leaves cross-attention alone",
     )
     parser.add_argument(

@@ -35,7 +35,7 @@ class TrainerConfig:
     warmup: int = 100  # steps from 0 to the full rate
     cooldown: float = 0.3  # share of the steps over which the rate falls linearly to a twentieth
     clip: float = 1.0  # largest gradient norm
-    ema: float = 0.999  # of the averaged weights, less during the first steps
+    ema: float = 0.995  # of the averaged weights, less during the first steps
     save_every: float = 120.0  # seconds
     sample_every: int = 500  # steps
 
