@@ -85,7 +85,8 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(dim, eps)
         self.to_out = nn.Linear(dim, dim)
         self.q, self.k, self.v, self.out = (nn.Identity() for _ in range(4))  # taps
-        self.read: Tensor | None = None  # [b l p], of the last look at words in training mode
+        self.keeps_read = False  # whether cross-attention leaves its whole matrix in `read`
+        self.read: Tensor | None = None  # [b l p], see `mean_attention`
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Project what is looked at: `[b, s, c]` -> keys and values `[b, n, s, d]`."""
@@ -118,7 +119,7 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         q, k, v = self.q(q), self.k(k), self.v(v)
-        if self.training and self.pattern == "cross":
+        if self.keeps_read and self.pattern == "cross":
             self.read = mean_attention(q, k, attended)
         if self.pattern in ("full", "cross"):
             mask = None if attended is None else attended[:, None, None]  # b 1 1 p

@@ -198,6 +198,9 @@ def denoiser_loss(
     experts = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     for module in experts:  # one that is not asked now must not answer with what it said before
         module.losses = None
+    grounds = recipe.grounding > 0 and batch.regions is not None
+    for look in (module for module in model.modules() if isinstance(module, Attention)):
+        look.keeps_read, look.read = grounds, None
     noisy = flow.add_noise(batch.latents, batch.noise, batch.sigma)
     kind = noisy.device.type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.bfloat16):
@@ -210,7 +213,7 @@ def denoiser_loss(
         parts["balance"] = torch.stack([r.balance for r in routers]).mean()
         parts["z"] = torch.stack([r.z for r in routers]).mean()
         loss = loss + recipe.balance * parts["balance"] + recipe.z * parts["z"]
-    if recipe.grounding and batch.regions is not None:
+    if grounds and batch.regions is not None:
         outside = torch.zeros_like(batch.sigma)
         for rows, expert in model.sides(batch.sigma):
             here = batch.regions.rows(rows)

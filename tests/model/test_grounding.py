@@ -22,12 +22,13 @@ def test_the_mean_attention_is_the_softmax_averaged_over_heads():
         assert (found[b, :, kept.shape[1] :] == 0).all()
 
 
-def test_attention_keeps_what_it_read_in_training_alone():
+def test_attention_keeps_what_it_read_where_it_is_asked_to():
     look = Attention(8, 2, "cross")
     x, prompt = torch.randn(1, 5, 8), torch.randn(1, 6, 8)
-    look.eval()(x, look.keys_values(prompt))
+    look(x, look.keys_values(prompt))
     assert look.read is None
-    look.train()(x, look.keys_values(prompt))
+    look.keeps_read = True
+    look(x, look.keys_values(prompt))
     torch.testing.assert_close(look.read.sum(-1), torch.ones(1, 5), atol=EXACT, rtol=0)
 
 

@@ -141,6 +141,24 @@ def test_the_flow_loss_is_asked_of_clear_clips_alone_and_moves_the_denoiser(conf
     assert (gradients[0] - gradients[1]).abs().max() > 1e-6
 
 
+def test_grounding_counts_the_more_the_less_noise_there_is(config):
+    pipe = TextToVideoPipeline.from_preset("debug", seed=3)
+    clips = Clips(config, pipe.tokenizer, pipe.vae, regions=True, drop_prompt=0)
+    batch = clips.batch(0, Phase(steps=1, num_frames=5, batch=2, micro_batch=1))
+    model = speaking(config).train()
+    recipe = replace(RECIPE, grounding=3.0, balance=0, z=0)
+    for level in (0.1, 0.8):
+        even = replace(batch, sigma=torch.full((2,), level))
+        loss, parts = denoiser_loss(model, even, recipe)
+        assert 0 < parts["outside"] < 1
+        expected = parts["velocity"] + 3.0 * (1 - level) * parts["outside"]
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert model.transformer.blocks[0].cross_attn.norm_q.weight.grad.abs().max() > 0
+    assert "outside" not in denoiser_loss(model, batch, RECIPE)[1]
+    assert model.transformer.blocks[0].cross_attn.read is None
+
+
 def test_a_batch_is_made_of_seed_and_step_alone_and_can_be_cut(config):
     first, _ = clips_in_motion(config, 3)
     again, _ = clips_in_motion(config, 3)
