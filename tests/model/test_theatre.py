@@ -51,8 +51,9 @@ def test_clip_has_the_shapes_of_the_contract() -> None:
 
 def test_pixels_are_the_same_on_every_machine() -> None:
     clip = render(FLAGSHIP)
-    digest = hashlib.sha256(clip.frames.tobytes() + clip.flow.tobytes()).hexdigest()
-    assert digest == "f1cadc462be3ef3959bc405fec436e8489dc68e41e050c5a4367b2c904a2a579"
+    flow = clip.flow + 0  # a zero has no sign
+    digest = hashlib.sha256(clip.frames.tobytes() + flow.tobytes()).hexdigest()
+    assert digest == "dc613cc2517e46523771c20cfaabe7ba357ff8ea37aaf824c21ee7387b128541"
 
 
 def test_render_does_not_depend_on_earlier_calls_or_global_randomness() -> None:

@@ -71,7 +71,9 @@ def caption(
             follows from the scene's seed for "random".
         detail: "short" tells who wears what, what they do and carry, where and in which weather; "long"
             adds what is behind them; "random" leaves parts of it out and adds the prop's colour and the
-            direction, as a person would. The garment's colour is always told.
+            direction, as a person would. Every level tells the garment's colour, the companion with its
+            colour, camera and look. What is the first world's only choice is passed over in silence, and
+            so are, in monochrome, the colours of garment and prop, which nobody could see.
 
     Raises:
         ConfigError: a language or level of detail that does not exist.
@@ -98,6 +100,8 @@ def _tell_zh(scene: Scene, tell: _Teller) -> str:
             wordings.ZH_COLOR[scene.garment_color].removesuffix("色"),
         )
     )
+    if scene.look == "monochrome":
+        color = ""
     garment = f"{color}[garment:{wordings.ZH_GARMENT[scene.garment]}]"
     who = tell.one(wordings.ZH_SUBJECT[scene.subject]).format(wears.format(garment))
     place, says_weather = _place(scene, tell, wordings.ZH_PLACE, wordings.ZH_RAINY_ALLEY, "rain:")
@@ -114,45 +118,98 @@ def _tell_zh(scene: Scene, tell: _Teller) -> str:
     before, after = "", ""
     if says_weather:
         if tell.one(("after", "after", "before")) == "before":
-            before = tell.one(wordings.ZH_WEATHER_BEFORE[scene.weather])
+            before = tell.one(
+                _windy(scene, wordings.ZH_WEATHER_BEFORE, wordings.ZH_WINDY_WEATHER_BEFORE)
+            )
         else:
-            after = tell.one(wordings.ZH_WEATHER[scene.weather])
-    return (
-        before
-        + who
-        + place
-        + prop
-        + action
-        + after
-        + _behind(scene, tell, wordings.ZH_BEHIND, wordings.ZH_DRIPPING)
-    )
+            after = tell.one(_windy(scene, wordings.ZH_WEATHER, wordings.ZH_WINDY_WEATHER))
+    does = place + prop + action
+    if scene.companion != "none":
+        kind = "stand" if scene.action == "stand" else "move"
+        color = wordings.ZH_COMPANION_COLOR[scene.companion_color]
+        other = tell.one(wordings.ZH_COMPANION[scene.companion]).format(color)
+        told = tell.one(wordings.ZH_BESIDE[kind]).format(who=who, other=other, does=does)
+    else:
+        told = who + does
+    behind = _behind(scene, tell, wordings.ZH_BEHIND, wordings.ZH_DRIPPING)
+    return _filmed(
+        before + told + after + behind,
+        scene, tell, wordings.ZH_CAMERA, wordings.ZH_LOOK, wordings.ZH_LOOK_BEFORE,
+    )  # fmt: skip
 
 
 def _tell_en(scene: Scene, tell: _Teller) -> str:
-    garment = f"{scene.garment_color} [garment:{tell.one(wordings.EN_GARMENT[scene.garment])}]"
-    who = (
-        tell.one(wordings.EN_SUBJECT[scene.subject])
-        + " "
-        + tell.one(wordings.EN_WEARS).format(garment)
-    )
+    noun = tell.one(wordings.EN_GARMENT[scene.garment])
+    garment = f"{scene.garment_color} [garment:{noun}]"
+    who = tell.one(wordings.EN_SUBJECT[scene.subject]) + " "
+    wears = tell.one(wordings.EN_WEARS)
+    if scene.look == "monochrome":
+        garment = f"[garment:{noun}]"
+        wears = wears.replace(" a ", " an ") if noun[0] in "aeiou" else wears
+    who += wears.format(garment)
     place, says_weather = _place(scene, tell, wordings.EN_PLACE, wordings.EN_RAINY_ALLEY, "rain:")
     colors = {color: color for color in wordings.ZH_COLOR}
     prop = _prop(scene, tell, wordings.EN_PROP, wordings.EN_COLORED_PROP, colors)
-    action = tell.one(wordings.EN_ACTION[scene.action])
-    if tell.says(0.6, short=False, long=False):
-        kind = "stand" if scene.action == "stand" else "move"
-        action += tell.one(wordings.EN_DIRECTION[kind]).format(scene.direction)
+    told = _act_en(who, scene, tell)
     during, after = "", ""
     if says_weather:
         if tell.one(("during", "during", "after")) == "during":
-            during = tell.one(wordings.EN_WEATHER[scene.weather])
+            during = tell.one(_windy(scene, wordings.EN_WEATHER, wordings.EN_WINDY_WEATHER))
         else:
-            after = tell.one(wordings.EN_WEATHER_AFTER[scene.weather])
+            after = tell.one(
+                _windy(scene, wordings.EN_WEATHER_AFTER, wordings.EN_WINDY_WEATHER_AFTER)
+            )
     where = f" {place}" if place else ""
     holds = f" {prop}" if prop else ""
     order = tell.one(("place", "prop"))
     middle = where + during + holds if order == "place" else holds + where + during
-    return f"{who} {action}{middle}{after}{_behind(scene, tell, wordings.EN_BEHIND, wordings.EN_DRIPPING)}"
+    behind = _behind(scene, tell, wordings.EN_BEHIND, wordings.EN_DRIPPING)
+    return _filmed(
+        told + middle + after + behind,
+        scene, tell, wordings.EN_CAMERA, wordings.EN_LOOK, wordings.EN_LOOK_BEFORE,
+    )  # fmt: skip
+
+
+def _act_en(who: str, scene: Scene, tell: _Teller) -> str:
+    """Who does what, beside whom."""
+    pattern, other = "{who} {does}", ""
+    if scene.companion != "none":
+        pattern = tell.one(wordings.EN_BESIDE)
+        other = tell.one(wordings.EN_COMPANION[scene.companion]).format(scene.companion_color)
+    two = "{do}" in pattern
+    action = tell.one((wordings.EN_ACTION_OF_TWO if two else wordings.EN_ACTION)[scene.action])
+    together = " together" if pattern.endswith("{do} together") else ""
+    action += together
+    if tell.says(0.6, short=False, long=False):
+        kind = "stand" if scene.action == "stand" else "move"
+        directions = wordings.EN_DIRECTION_OF_TWO if two else wordings.EN_DIRECTION
+        action += tell.one(directions[kind]).format(scene.direction)
+    return pattern.removesuffix(together).format(who=who, other=other, does=action, do=action)
+
+
+def _windy(
+    scene: Scene, calm: Mapping[str, Sequence[str]], windy: Mapping[str, Sequence[str]]
+) -> Sequence[str]:
+    """The wordings for the weather, with or without wind."""
+    return (windy if scene.wind == "windy" else calm)[scene.weather]
+
+
+def _filmed(
+    told: str,
+    scene: Scene,
+    tell: _Teller,
+    cameras: Mapping[str, Sequence[str]],
+    looks: Mapping[str, Sequence[str]],
+    looks_before: Mapping[str, Sequence[str]],
+) -> str:
+    """Add how the scene is filmed, unless the camera is still and the look plain."""
+    if scene.camera != "still":
+        told += tell.one(cameras[scene.camera])
+    if scene.look == "plain":
+        return told
+    if tell.one(("after", "after", "before")) == "before":
+        return tell.one(looks_before[scene.look]) + told
+    return told + tell.one(looks[scene.look])
 
 
 def _place(
@@ -166,7 +223,8 @@ def _place(
     weather = tell.says(0.9, short=True, long=True)
     if not tell.says(0.93, short=True, long=True):
         return "", weather
-    if weather and scene.place == "alley" and scene.weather == "rain":
+    rainy = scene.weather == "rain" and scene.wind == "none"
+    if weather and rainy and scene.place == "alley":
         where = tell.one((*rainy_alley, *places["alley"]))
         return where, rain not in where
     return tell.one(places[scene.place]), weather
@@ -181,7 +239,7 @@ def _prop(
 ) -> str:
     if scene.prop == "none":
         return ""
-    if tell.says(0.8, short=False, long=False):
+    if scene.look != "monochrome" and tell.says(0.8, short=False, long=False):
         return tell.one(colored[scene.prop]).format(colors[scene.prop_color])
     return tell.one(plain[scene.prop])
 

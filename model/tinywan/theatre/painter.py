@@ -6,16 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tinywan.errors import ConfigError
-from tinywan.theatre.cast import PHASES, body_of, phase_at
+from tinywan.theatre.camera import enlarge
+from tinywan.theatre.cast import PHASES, phase_at
+from tinywan.theatre.look import develop
+from tinywan.theatre.moves import Moves, plan_moves
+from tinywan.theatre.palette import ACTORS, LABELS
 from tinywan.theatre.scene import Scene
-from tinywan.theatre.stage import draw_backdrop
-from tinywan.theatre.strip import Strip, draw_strip
+from tinywan.theatre.stage import Backdrop, draw_backdrop
+from tinywan.theatre.strip import Strip, draw_companion_strip, draw_strip
 from tinywan.theatre.weather import COLORS, OPACITY, Particles, drip, fall
 
 FPS = 8
 _SMALLEST = 32
-_USUAL_FRAMES = 17
-_SPEED = {"walk": 1.0, "run": 2.0, "stand": 0.0}  # units (1/96 of the shorter side) per frame
+_OUT_OF_STEP = 3  # frames that the companion is ahead in its stride
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,30 @@ class Clip:
     Args:
         frames: uint8 [F, H, W, 3].
         masks: part -> bool [F, H, W], its visible pixels. "subject" is the whole person or dog
-            (garment included, prop not); "place" is all scenery that nothing covers.
+            (garment included, prop not), "companion" whoever is beside; "place" is all scenery that
+            nothing covers.
         flow: float32 [F - 1, H, W, 2], (dx, dy) in pixels from frame t to t + 1 of what is visible
-            at frame t; scenery rests.
+            at frame t; scenery rests unless the camera moves.
     """
 
     frames: npt.NDArray[np.uint8]
     masks: dict[str, npt.NDArray[np.bool_]]
     flow: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """A clip in the making: what each pixel shows, in which colour, and where it goes.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        labels: uint8 [F, H, W], a part of the scenery or out of `LABELS`.
+        flow: complex64 [F - 1, H, W], dx + i·dy in pixels.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    flow: npt.NDArray[np.complex64]
 
 
 def render(scene: Scene, num_frames: int = 17, height: int = 96, width: int = 96) -> Clip:
@@ -48,40 +67,32 @@ def render(scene: Scene, num_frames: int = 17, height: int = 96, width: int = 96
         ConfigError: a size or a number of frames that cannot be drawn.
     """
     _check(num_frames, height, width)
-    grain = 2 if min(height, width) >= 64 else 4
+    size, grain = min(height, width), 2 if min(height, width) >= 64 else 4
     layout, path, sky, drops = (np.random.default_rng([scene.seed, stream]) for stream in range(4))
-    backdrop = draw_backdrop(scene, height, width, grain, layout)
-    columns, row = _positions(scene, num_frames, height, width, path)
-    shown = [phase_at(scene.action, frame) for frame in range(num_frames)]
-    used = sorted(set(shown))
-    strip = draw_strip(
-        scene, min(height, width), grain, tuple(PHASES[scene.action][phase] for phase in used)
-    )
-    far = fall(scene, num_frames, height, width, 0.75, sky)
-    near = fall(scene, num_frames, height, width, 0.25, sky)
-    drips = drip(backdrop.drips, num_frames, height, width, drops)
+    moves = plan_moves(scene, num_frames, height, width, path)
+    backdrop = draw_backdrop(scene, height, width, moves.margin, grain, layout)
+    canvas = _open_on(backdrop, moves, width)
 
-    frames = np.empty((num_frames, height, width, 3), np.uint8)
-    frames[:] = backdrop.color
-    flow = np.zeros((num_frames - 1, height, width, 2), np.float32)
-    _sprinkle(frames, far)
-    _sprinkle(frames, drips)
-    masks = _perform(frames, flow, strip, [used.index(phase) for phase in shown], columns, row)
-    _sprinkle(frames, near)
+    far = fall(scene, height, width, moves.pan, 0.75, sky)
+    near = fall(scene, height, width, moves.pan, 0.25, sky)
+    drips = drip(backdrop.drips, height, width, moves.pan, moves.margin, drops)
+    _sprinkle(canvas, far)
+    _sprinkle(canvas, drips)
+    if scene.companion != "none":
+        used, shown = _phases(scene, num_frames, _OUT_OF_STEP)
+        strip = draw_companion_strip(scene, size, grain, used)
+        _perform(canvas, strip, shown, moves.columns + moves.beside, moves.row - size // 48)
+    used, shown = _phases(scene, num_frames, 0)
+    strip = draw_strip(scene, size, grain, used)
+    _perform(canvas, strip, shown, moves.columns, moves.row)
+    _sprinkle(canvas, near)
 
-    covered = masks["subject"] | masks["prop"] if "prop" in masks else masks["subject"].copy()
-    for particles, front in (
-        (drips, False),
-        (far, False),
-        (near, True),
-    ):  # drips fall before the far rain
-        if particles is not None:
-            _cover(masks, covered, flow, particles, front)
-    place = ~covered
-    masks["place"] = place
-    for name, part in backdrop.parts.items():
-        masks[name] = part & place
-    return Clip(frames, masks, flow)
+    if moves.zoom is not None:
+        enlarge(canvas.frames, canvas.labels, canvas.flow, moves.zoom)
+    particles = [fallen.name for fallen in (drips, far) if fallen is not None]
+    masks = _masks(canvas.labels, scene, particles, backdrop.parts)
+    flow = canvas.flow.view(np.float32).reshape(*canvas.flow.shape, 2)
+    return Clip(develop(canvas.frames, scene.look, scene.seed), masks, flow)
 
 
 def _check(num_frames: int, height: int, width: int) -> None:
@@ -93,81 +104,69 @@ def _check(num_frames: int, height: int, width: int) -> None:
         )
 
 
-def _positions(
-    scene: Scene, num_frames: int, height: int, width: int, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.intp], int]:
-    """Column of the feet at each frame, and their row, such that the subject stays in the picture."""
-    unit = min(height, width) / 96
-    body = body_of(scene)
-    start, ground = rng.random(2).tolist()
-    back, front = int(body.back * unit) + 2, int(body.front * unit) + 2
-    room = width - back - front
-    steps = max(num_frames, _USUAL_FRAMES) - 1
-    travel = min(_SPEED[scene.action] * unit * steps, room)
-    first = back + start * (room - travel)
-    columns = np.array([int(first + travel * frame / steps) for frame in range(num_frames)])
-    if scene.direction == "left":
-        columns = width - columns
-    return columns, int(height - (6.0 + 3.0 * ground) * unit)
+def _open_on(backdrop: Backdrop, moves: Moves, width: int) -> _Canvas:
+    """Show the empty place to the camera."""
+    count, height = len(moves.pan), len(backdrop.labels)
+    frames = np.empty((count, height, width, 3), np.uint8)
+    labels = np.empty((count, height, width), np.uint8)
+    for frame, left in enumerate((moves.margin + moves.pan).tolist()):
+        frames[frame] = backdrop.color[:, left : left + width]
+        labels[frame] = backdrop.labels[:, left : left + width]
+    flow = np.empty((count - 1, height, width), np.complex64)
+    flow[:] = (moves.pan[:-1] - moves.pan[1:])[:, None, None]
+    return _Canvas(frames, labels, flow)
 
 
-def _sprinkle(frames: npt.NDArray[np.uint8], particles: Particles | None) -> None:
+def _phases(scene: Scene, num_frames: int, ahead: int) -> tuple[tuple[int, ...], list[int]]:
+    """The phases that are shown at all, and which of them each frame shows."""
+    shown = [phase_at(scene.action, frame + ahead) for frame in range(num_frames)]
+    used = sorted(set(shown))
+    phases = tuple(PHASES[scene.action][phase] for phase in used)
+    return phases, [used.index(phase) for phase in shown]
+
+
+def _sprinkle(canvas: _Canvas, particles: Particles | None) -> None:
     """Paint particles over what is there."""
     if particles is not None:
+        pixels, index = canvas.frames.reshape(-1, 3), particles.index
+        under = pixels[index].astype(np.float32)
         opacity = OPACITY[particles.name]
-        under = frames[particles.index].astype(np.float32)
-        frames[particles.index] = (under + (COLORS[particles.name] - under) * opacity + 0.5).astype(
-            np.uint8
-        )
+        pixels[index] = (under + (COLORS[particles.name] - under) * opacity + 0.5).astype(np.uint8)
+        canvas.labels.reshape(-1)[index] = LABELS[particles.name]
+        moving = particles.velocity
+        canvas.flow.reshape(-1)[index[: len(moving)]] = moving
 
 
 def _perform(
-    frames: npt.NDArray[np.uint8],
-    flow: npt.NDArray[np.float32],
-    strip: Strip,
-    phases: list[int],
-    columns: npt.NDArray[np.intp],
-    row: int,
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """Put the subject into every frame and into the flow, and return its masks."""
-    masks = {name: np.zeros(frames.shape[:3], bool) for name in strip.parts}
+    canvas: _Canvas, strip: Strip, phases: list[int], columns: npt.NDArray[np.intp], row: int
+) -> None:
+    """Put a subject or companion into every frame."""
     rows, wide = strip.bare.shape[1:3]
     top = row - strip.anchor[1]
     skip = max(0, -top)
     for frame, phase in enumerate(phases):
         left = int(columns[frame]) - strip.anchor[0]
         window = (frame, slice(top + skip, top + rows), slice(left, left + wide))
-        view = frames[window]
+        view = canvas.frames[window]
         seen = slice(skip, skip + view.shape[0])
-        view[:] = (view * strip.bare[phase, seen] + strip.color[phase, seen]) // strip.area
-        moving = strip.parts["subject"][phase, seen]
-        if "prop" in strip.parts:
-            moving = moving | strip.parts["prop"][phase, seen]
-        for name, part in strip.parts.items():
-            masks[name][window] = part[phase, seen]
-        if frame < len(flow) and columns[frame + 1] != columns[frame]:
-            flow[window][..., 0] = moving * np.float32(columns[frame + 1] - columns[frame])
+        view[:] = (view * strip.bare[phase, seen] + strip.color[phase, seen]) >> strip.bits
+        shown = strip.shown[phase, seen]
+        np.copyto(canvas.labels[window], strip.labels[phase, seen], where=shown)
+        if frame < len(canvas.flow):
+            moved = np.complex64(columns[frame + 1] - columns[frame])
+            np.copyto(canvas.flow[window], moved, where=shown)
+
+
+def _masks(
+    labels: npt.NDArray[np.uint8], scene: Scene, particles: list[str], parts: tuple[str, ...]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """The mask of every part that the scene holds."""
+    garment = labels == LABELS["garment"]
+    masks = {"subject": (labels == LABELS["subject"]) | garment, "garment": garment}
+    held = [name for name in ("prop", "companion") if getattr(scene, name) != "none"]
+    for name in (*held, *particles):
+        masks[name] = labels == LABELS[name]
+    masks["place"] = labels < ACTORS
+    for number, name in enumerate(parts):
+        masks[name] = labels == number
     return masks
-
-
-def _cover(
-    masks: dict[str, npt.NDArray[np.bool_]],
-    covered: npt.NDArray[np.bool_],
-    flow: npt.NDArray[np.float32],
-    particles: Particles,
-    front: bool,
-) -> None:
-    """Enter particles into masks and flow, in front of the subject or only where it is not."""
-    frame, row, column = particles.index
-    velocity = particles.velocity
-    if front:
-        for mask in masks.values():
-            mask[frame, row, column] = False
-    else:
-        seen = ~covered[frame, row, column]
-        frame, row, column, velocity = frame[seen], row[seen], column[seen], velocity[seen]
-    mask = masks.setdefault(particles.name, np.zeros(covered.shape, bool))
-    mask[frame, row, column] = True
-    covered[frame, row, column] = True
-    last = frame < len(flow)
-    flow[frame[last], row[last], column[last]] = velocity[last]

@@ -18,6 +18,18 @@ COSTUME: dict[str, RGB] = {
     "pink": (255, 104, 180),
 }
 
+# What a pixel shows: the parts of the scenery count from 0, all that is before it from `ACTORS`.
+ACTORS = 200
+LABELS = {
+    "subject": 200,
+    "garment": 201,
+    "prop": 202,
+    "companion": 203,
+    "drips": 204,
+    "rain": 205,
+    "snow": 206,
+}
+
 
 class Paints:
     """A growing table from paint number to colour and part."""

@@ -17,6 +17,10 @@ class Pen:
     ) -> None:
         self._draw, self._scale, self._x, self._y, self._lean = draw, scale, x, y, lean
 
+    def scaled(self, share: float) -> "Pen":
+        """A pen at the same point that draws everything at a share of the size."""
+        return Pen(self._draw, self._scale * share, self._x, self._y, self._lean)
+
     def _at(self, x: float, y: float) -> tuple[int, int]:
         scale = self._scale
         return int(self._x + (x + self._lean * y) * scale + 0.5), int(self._y - y * scale + 0.5)

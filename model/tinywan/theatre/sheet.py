@@ -1,4 +1,4 @@
-"""A contact sheet: one frame of each of many scenes, enlarged, with its caption below."""
+"""A contact sheet: some frames of each of many scenes, enlarged, with the caption below."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -96,21 +96,31 @@ def contact_sheet(
     scenes: Sequence[Scene],
     language: Language = "en",
     columns: int = 4,
-    frame: int = 8,
+    frames: Sequence[int] = (8,),
     size: int = 96,
     scale: int = 3,
 ) -> Image.Image:
-    """Draw one frame of each scene with its caption.
+    """Draw some frames of each scene, side by side, with its caption.
 
     Args:
         scenes: what to draw.
         language: of the captions, "en" or "zh".
         columns: scenes in a row.
-        frame: which frame, from 0.
+        frames: which frames, from 0, at least one; several show how the camera moves.
         size: height and width of a clip in pixels.
         scale: each pixel is drawn this large.
+
+    Raises:
+        ConfigError: no frame, or a negative one.
     """
-    pictures = [render(scene, frame + 1, size, size).frames[frame] for scene in scenes]
+    if not frames or min(frames) < 0:
+        raise ConfigError(f"frames={tuple(frames)} cannot be shown: use some from 0, e.g. (0, 8)")
+    gap = np.full((size, 1, 3), _PAPER, np.uint8)
+    pictures = []
+    for scene in scenes:
+        clip = render(scene, max(frames) + 1, size, size).frames
+        shown = [piece for frame in frames for piece in (gap, clip[frame])]
+        pictures.append(np.concatenate(shown[1:], axis=1))
     return picture_sheet(
         pictures, [caption(scene, language).text for scene in scenes], columns, scale
     )

@@ -1,34 +1,66 @@
-"""A subject in all its phases: outlined, reduced to pixels, with masks."""
+"""A subject or companion in all its phases: outlined, reduced to pixels, with labels."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from tinywan.theatre.cast import CAST, LEAN, body_of, pose_of
-from tinywan.theatre.palette import COSTUME, Paints, darker, lighter
+from tinywan.theatre.companion import body_of_companion, draw_companion, paints_of_companion
+from tinywan.theatre.palette import COSTUME, LABELS, Paints, darker, lighter
 from tinywan.theatre.pen import LINE, PROP_LINE, Pen
 from tinywan.theatre.scene import Scene
 
 
 @dataclass(frozen=True)
 class Strip:
-    """All phases of one subject, reduced to pixels.
+    """All phases of one subject or companion, reduced to pixels.
 
     Args:
         color: uint16 [phase, rows, columns, 3], sums over the points that make a pixel, plus half of them.
         bare: uint16 [phase, rows, columns, 1], how many of a pixel's points the subject leaves free.
-        parts: part -> bool [phase, rows, columns].
+        labels: uint8 [phase, rows, columns], out of `LABELS`.
+        shown: bool [phase, rows, columns], where at least half a pixel is covered.
         anchor: column and row of the point between the feet.
-        area: how many points make a pixel.
+        bits: 2 ** bits points make a pixel.
     """
 
     color: npt.NDArray[np.uint16]
     bare: npt.NDArray[np.uint16]
-    parts: dict[str, npt.NDArray[np.bool_]]
+    labels: npt.NDArray[np.uint8]
+    shown: npt.NDArray[np.bool_]
     anchor: tuple[int, int]
-    area: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """All phases of a figure in points, facing right.
+
+    Args:
+        points: uint8 [phase, rows, columns], numbers of paints.
+        left: pixels before the point between the feet.
+        right: pixels after it.
+        up: pixels above it.
+    """
+
+    points: npt.NDArray[np.uint8]
+    left: int
+    right: int
+    up: int
+
+
+# What a drawing does not depend on.
+_ANYWHERE: dict[str, Any] = {
+    "garment_color": "red",
+    "place": "park",
+    "weather": "clear",
+    "direction": "right",
+    "seed": 0,
+}
 
 
 def _paints(scene: Scene) -> Paints:
@@ -54,10 +86,44 @@ def draw_strip(scene: Scene, size: int, grain: int, phases: tuple[int, ...]) -> 
     Args:
         scene: who, in what, with what, doing what.
         size: the shorter side of the picture in pixels.
-        grain: how many drawn points make a pixel, along each axis.
+        grain: how many drawn points make a pixel, along each axis; a power of 2, at most 4.
         phases: out of `PHASES[scene.action]`.
     """
-    body = body_of(scene)
+    figure = Scene(
+        subject=scene.subject,
+        garment=scene.garment,
+        prop=scene.prop,
+        prop_color="none" if scene.prop == "none" else "red",
+        action=scene.action,
+        **_ANYWHERE,
+    )
+    return _reduced(_drawn(figure, size, grain, phases), _paints(scene), scene, grain)
+
+
+def draw_companion_strip(scene: Scene, size: int, grain: int, phases: tuple[int, ...]) -> Strip:
+    """Draw the companion of a scene, with the arguments of `draw_strip`."""
+    figure = Scene(
+        subject="woman",
+        garment="coat",
+        prop="none",
+        prop_color="none",
+        action=scene.action,
+        companion=scene.companion,
+        companion_color="white",
+        **_ANYWHERE,
+    )
+    return _reduced(_drawn(figure, size, grain, phases), paints_of_companion(scene), scene, grain)
+
+
+@lru_cache(maxsize=128)
+def _drawn(figure: Scene, size: int, grain: int, phases: tuple[int, ...]) -> _Drawing:
+    """Draw the companion of a scene, or the subject where there is none, facing right.
+
+    There are few figures and they are costly to draw, so they are kept. Colours come later.
+    """
+    alone = figure.companion == "none"
+    body = body_of(figure) if alone else body_of_companion(figure)
+    draw_figure = CAST[figure.subject] if alone else draw_companion
     unit = size / 96
     left, right, up, down = (
         int(length * unit) + 2 for length in (body.back, body.front, body.top, 1.0)
@@ -67,26 +133,40 @@ def draw_strip(scene: Scene, size: int, grain: int, phases: tuple[int, ...]) -> 
     draw = ImageDraw.Draw(image)
     for place, phase in enumerate(phases):
         pen = Pen(
-            draw, unit * grain, (place * columns + left) * grain, up * grain, LEAN[scene.action]
+            draw, unit * grain, (place * columns + left) * grain, up * grain, LEAN[figure.action]
         )
-        CAST[scene.subject](pen, scene, pose_of(scene.action, phase))
+        draw_figure(pen, figure, pose_of(figure.action, phase))
     points = np.asarray(image).reshape(rows * grain, len(phases), columns * grain).swapaxes(0, 1)
     points = _outlined(points)
+    points.flags.writeable = False
+    return _Drawing(points, left, right, up)
+
+
+def _reduced(drawing: _Drawing, paints: Paints, scene: Scene, grain: int) -> Strip:
+    """Colour a drawing, turn it where the scene goes, and reduce it to pixels."""
+    points, left = drawing.points, drawing.left
     if scene.direction == "left":
-        points = points[:, :, ::-1]
-        left, right = right, left
-    sums = _paints(scene).pixels(points, grain, (("subject", "garment"), ("garment",), ("prop",)))
+        points, left = points[:, :, ::-1], drawing.right
+    kinds = (("subject", "garment", "companion"), ("garment",), ("prop",))
+    sums = paints.pixels(points, grain, kinds)
     counts = sums[..., 3]
     body_count, garment, prop = counts & 31, (counts >> 5) & 31, counts >> 10
     cover = body_count + prop
     half = grain * grain // 2
     is_prop = (prop >= half) & (prop > body_count)
-    is_subject = (cover >= half) & ~is_prop
-    parts = {"subject": is_subject, "garment": is_subject & (garment >= half)}
-    if scene.prop != "none":
-        parts["prop"] = is_prop
+    shown = cover >= half
+    whole = LABELS["companion" if "companion" in paints.parts else "subject"]
+    labels = np.where(garment >= half, np.uint8(LABELS["garment"]), np.uint8(whole))
+    labels[is_prop] = LABELS["prop"]
     bare = np.uint16(grain * grain) - cover
-    return Strip(sums[..., :3] + np.uint16(half), bare[..., None], parts, (left, up), grain * grain)
+    return Strip(
+        color=sums[..., :3] + np.uint16(half),
+        bare=bare[..., None],
+        labels=labels,
+        shown=shown,
+        anchor=(left, drawing.up),
+        bits=(grain * grain).bit_length() - 1,
+    )
 
 
 def _outlined(points: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

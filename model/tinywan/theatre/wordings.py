@@ -118,6 +118,57 @@ ZH_DRIPPING = (
     "，[eaves:屋檐]滴着[drips:水]",
     "，背景有滴[drips:水]的[eaves:屋檐]和[road:青石板路]",
 )
+ZH_WINDY_WEATHER = {
+    "rain": ("，刮着风下着[rain:雨]", "，风[rain:雨]交加", "，[rain:雨]在风中飘洒"),
+    "snow": ("，刮着风下着[snow:雪]", "，风[snow:雪]交加", "，[snow:雪花]在风中飞舞"),
+}
+ZH_WINDY_WEATHER_BEFORE = {
+    "rain": ("风[rain:雨]中，", "风[rain:雨]天里，"),
+    "snow": ("风[snow:雪]中，", "风[snow:雪]天里，"),
+}
+ZH_COMPANION = {
+    "dog": (
+        "一只{}色的[companion:小狗]",
+        "一条{}色的[companion:小狗]",
+        "一只{}[companion:狗]",
+        "一条{}色的[companion:狗]",
+    ),
+    "cat": ("一只{}色的[companion:小猫]", "一只{}[companion:猫]", "一只{}色的[companion:猫]"),
+    "child": (
+        "一个穿{}色衣服的[companion:孩子]",
+        "一个穿{}衣的[companion:孩子]",
+        "一个穿着{}色衣服的[companion:小孩]",
+    ),
+}
+ZH_COMPANION_COLOR = {"white": "白", "black": "黑", "brown": "棕"}
+ZH_BESIDE = {
+    "stand": (
+        "{who}和{other}{does}",
+        "{who}和{other}一起{does}",
+        "{who}{does}，身边有{other}",
+        "{who}{does}，身旁是{other}",
+    ),
+    "move": (
+        "{who}和{other}{does}",
+        "{who}带着{other}{does}",
+        "{who}和{other}一起{does}",
+        "{who}{does}，身边有{other}",
+        "{who}{does}，身边跟着{other}",
+    ),
+}
+ZH_CAMERA = {
+    "pan left": ("，镜头向左摇", "，镜头缓缓左移", "，镜头向左移动"),
+    "pan right": ("，镜头向右摇", "，镜头缓缓右移", "，镜头向右移动"),
+    "zoom in": ("，镜头慢慢推近", "，镜头缓缓拉近", "，镜头推近"),
+}
+ZH_LOOK = {
+    "film": ("，胶片质感", "，老电影的色调", "，复古胶片风格"),
+    "monochrome": ("，黑白画面", "，黑白影像", "，黑白照片的质感"),
+}
+ZH_LOOK_BEFORE = {
+    "film": ("胶片画面里，", "老电影里，"),
+    "monochrome": ("黑白画面里，", "黑白影像里，"),
+}
 
 EN_SUBJECT = {
     "woman": ("a [subject:woman]", "a [subject:lady]"),
@@ -219,3 +270,67 @@ EN_DRIPPING = (
     ", with a [road:stone road] and [drips:dripping] [eaves:eaves] in the background",
     ", [drips:water] drips from the [eaves:eaves]",
 )
+EN_WINDY_WEATHER = {
+    "rain": (
+        " in the wind and [rain:rain]",
+        " in the windy [rain:rain]",
+        " through wind and [rain:rain]",
+    ),
+    "snow": (
+        " in the wind and [snow:snow]",
+        " in the windy [snow:snow]",
+        " through wind and [snow:snow]",
+    ),
+}
+EN_WINDY_WEATHER_AFTER = {
+    "rain": (", [rain:rain] blows in the wind", ", it is windy and [rain:raining]"),
+    "snow": (", [snow:snow] blows in the wind", ", it is windy and [snow:snowing]"),
+}
+EN_COMPANION = {
+    "dog": ("a {} [companion:dog]", "a little {} [companion:dog]", "a {} [companion:puppy]"),
+    "cat": ("a {} [companion:cat]", "a little {} [companion:cat]", "a {} [companion:kitten]"),
+    "child": (
+        "a [companion:child] in {}",
+        "a little [companion:child] in {}",
+        "a [companion:kid] dressed in {}",
+    ),
+}
+# `{does}` takes a verb for one, `{do}` for two.
+EN_BESIDE = (
+    "{who} and {other} {do}",
+    "{who} and {other} {do} together",
+    "{who} {does} beside {other}",
+    "{who} {does} together with {other}",
+    "{who} {does} with {other}",
+    "{who} {does} next to {other}",
+)
+EN_ACTION_OF_TWO = {
+    "walk": ("walk", "are walking", "stroll"),
+    "run": ("run", "are running"),
+    "stand": ("stand", "are standing", "stand still"),
+}
+EN_DIRECTION_OF_TWO = {
+    "move": (" to the {}", " towards the {}"),
+    "stand": (" facing {}", " and face {}"),
+}
+EN_CAMERA = {
+    "pan left": (
+        ", the camera pans left",
+        ", the camera pans to the left",
+        ", camera panning left",
+    ),
+    "pan right": (
+        ", the camera pans right",
+        ", the camera pans to the right",
+        ", camera panning right",
+    ),
+    "zoom in": (", the camera slowly zooms in", ", slow zoom in", ", the camera zooms in"),
+}
+EN_LOOK = {
+    "film": (", shot on old film", ", in the look of an old film", ", warm vintage film"),
+    "monochrome": (", in black and white", ", as a black-and-white video", ", monochrome"),
+}
+EN_LOOK_BEFORE = {
+    "film": ("on old film, ", "shot on vintage film, "),
+    "monochrome": ("in black and white, ", "filmed in black and white, "),
+}
