@@ -115,7 +115,7 @@ class Clips:
         latents, captions, conditions, motions, regions = [], [], [], [], []
         for number in range(rank, phase.batch, world):
             rng = np.random.default_rng([self.seed, 2, step, number])
-            scene = theatre.sample_scene(rng)
+            scene = theatre.sample_scene(rng, world=config.world)
             language = ("en", "zh")[int(rng.integers(2))]
             told = theatre.caption(scene, language, rng)  # type: ignore[arg-type]
             captions.append("" if rng.random() < self.drop_prompt else told.text)

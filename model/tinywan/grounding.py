@@ -55,7 +55,8 @@ def part_regions(
     for row, part in enumerate(named):
         for start, stop in spans[part]:
             for column, (first, last) in enumerate(offsets):
-                tokens[row, column] = max(tokens[row, column], float(first < stop and last > start))
+                if first < stop and last > start:
+                    tokens[row, column] = 1
     if not named:
         return tokens, torch.zeros(0, 1, 1)
     _, stride_h, stride_w = CausalVAE.stride

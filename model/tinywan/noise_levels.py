@@ -48,7 +48,7 @@ def held_out_clips(
         raise ConfigError(f"{count} clips tell nothing: use 1 or more")
     config, rng, clips = pipe.config, np.random.default_rng([seed, 3]), []
     for number in range(count):
-        scene = theatre.sample_scene(rng, "held_out")
+        scene = theatre.sample_scene(rng, "held_out", config.world)
         text = theatre.caption(scene, "zh" if number % 2 else "en", rng).text
         frames = theatre.render(scene, config.num_frames, config.height, config.width).frames
         video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1

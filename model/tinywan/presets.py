@@ -1,7 +1,7 @@
 """The sizes of one architecture, from a test's to Wan2.2's."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from tinywan.dit import DiTConfig
 from tinywan.errors import CheckpointError, ConfigError
@@ -25,6 +25,7 @@ class ModelConfig:
     shift: float = 3.0  # of the noise levels, in training and sampling
     boundary_ratio: float = 0.875  # noise levels from here up belong to the high-noise expert
     sampler: str = "unipc"
+    world: Literal["first", "whole"] = "first"  # of the theatre, that it was trained on
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for JSON."""

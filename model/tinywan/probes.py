@@ -8,6 +8,7 @@ it anew; its own accuracy on held-out rendered clips stands beside every score t
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -41,7 +42,13 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "weather": theatre.WEATHERS,
     "action": theatre.ACTIONS,
     "direction": theatre.DIRECTIONS,
+    "camera": theatre.CAMERAS,
+    "look": theatre.LOOKS,
+    "companion": theatre.COMPANIONS,
+    "companion_color": (*theatre.COMPANION_COLORS, "none"),
+    "wind": theatre.WINDS,
 }
+_UNSEEN = -100  # label that the loss passes over
 SIZE = 96  # pixels that clips are brought to
 SHOWN = (0, 2, 4, 8, 12, 16)  # frames that the probe looks at: near ones for gait and particles
 
@@ -120,7 +127,7 @@ def _stacked(frames: NDArray[Any]) -> Tensor:
 
 
 def examples(rng: np.random.Generator, split: str = "train") -> Iterator[tuple[Tensor, Scene]]:
-    """Rendered clips without end, every second one degraded.
+    """Rendered clips of the whole theatre without end, every second one degraded.
 
     Args:
         rng: source of scenes and of what is done to them.
@@ -131,7 +138,7 @@ def examples(rng: np.random.Generator, split: str = "train") -> Iterator[tuple[T
     """
     while True:
         for worse in (False, True):
-            scene = theatre.sample_scene(rng, split)  # type: ignore[arg-type]
+            scene = theatre.sample_scene(rng, split, "whole")  # type: ignore[arg-type]
             frames = theatre.render(scene).frames
             if worse:
                 frames = frames[list(SHOWN)]
@@ -170,7 +177,11 @@ def train_probe(steps: int, batch: int = 32, seed: int = 0, progress_bar: bool =
         logits = probe(torch.stack(shown))
         loss = torch.stack(
             [
-                F.cross_entropy(found, torch.tensor([_label(probe, name, s) for s in scenes]))
+                F.cross_entropy(
+                    found,
+                    torch.tensor([_label(probe, name, scene) for scene in scenes]),
+                    ignore_index=_UNSEEN,
+                )
                 for name, found in logits.items()
             ]
         ).sum()
@@ -183,6 +194,9 @@ def train_probe(steps: int, batch: int = 32, seed: int = 0, progress_bar: bool =
 
 
 def _label(probe: Probe, factor: str, scene: Scene) -> int:
+    """Number of the scene's value; `_UNSEEN` for colours that a monochrome clip does not show."""
+    if scene.look == "monochrome" and factor in ("garment_color", "prop_color"):
+        return _UNSEEN
     return probe.factors[factor].index(getattr(scene, factor))
 
 
@@ -195,7 +209,7 @@ def accuracy(probe: Probe, clips: int, seed: int = 1) -> dict[str, dict[str, flo
         seed: of the scenes.
 
     Returns:
-        "rendered" and "degraded" -> factor -> share right.
+        "rendered" and "degraded" -> factor -> share right; NaN where no clip showed it.
     """
     right: dict[str, dict[str, list[bool]]] = {
         kind: {name: [] for name in probe.factors} for kind in ("rendered", "degraded")
@@ -206,10 +220,13 @@ def accuracy(probe: Probe, clips: int, seed: int = 1) -> dict[str, dict[str, flo
         with torch.no_grad():
             logits = probe(shown[None])
         for name, found in logits.items():
-            verdict = int(found.argmax()) == _label(probe, name, scene)
-            right[("rendered", "degraded")[number % 2]][name].append(verdict)
+            label = _label(probe, name, scene)
+            if label != _UNSEEN:
+                right[("rendered", "degraded")[number % 2]][name].append(
+                    bool(found.argmax() == label)
+                )
     return {
-        kind: {name: float(np.mean(verdicts)) for name, verdicts in by_factor.items()}
+        kind: {name: sum(v) / len(v) if v else math.nan for name, v in by_factor.items()}
         for kind, by_factor in right.items()
     }
 

@@ -53,6 +53,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="fork the denoiser of --start-from in two and train each on its side of the boundary",
     )
+    parser.add_argument(
+        "--world",
+        choices=("first", "whole"),
+        help="of the theatre; 'whole' adds camera, look, companion and wind; first by default",
+    )
     parser.add_argument("--keyframes", action="store_true", help="also learn to obey keyframes")
     parser.add_argument(
         "--router",
@@ -115,6 +120,13 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
         raise ConfigError(
             "--noise-experts forks a trained denoiser: name one with --start-from, e.g. "
             "--start-from model/tinywan/weights/tiny"
+        )
+    if start is None and options.world is not None:
+        config = replace(config, world=options.world)
+    elif options.world not in (None, config.world):
+        raise ConfigError(
+            f"--start-from goes on in the {config.world} world, whose words its tokenizer knows, and "
+            f"--world asks for the {options.world} one: train from nothing"
         )
     dit = config.dit
     if options.keyframes:

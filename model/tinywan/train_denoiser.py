@@ -7,6 +7,7 @@ that no clip is seen twice and nothing is stored.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -162,17 +163,20 @@ def is_hidden_matrix(name: str) -> bool:
     )
 
 
-def train_tokenizer(captions: int = 6000) -> UnigramTokenizer:
+def train_tokenizer(
+    captions: int = 6000, world: Literal["first", "whole"] = "first"
+) -> UnigramTokenizer:
     """Learn the tokens from captions of the theatre.
 
     Args:
         captions: how many scenes to describe in each language.
+        world: of the theatre.
 
     Returns:
         A tokenizer in which every word of the theatre's lexicon is one token.
     """
     rng = np.random.default_rng(0)
-    scenes = [theatre.sample_scene(rng) for _ in range(captions)]
+    scenes = [theatre.sample_scene(rng, world=world) for _ in range(captions)]
     texts = [theatre.caption(s, language, rng).text for s in scenes for language in ("en", "zh")]
     return UnigramTokenizer.train(texts, words=WORDS)
 
@@ -262,7 +266,8 @@ def train_denoiser(
                 f"use a multiple of {world}"
             )
     if not (folder / "tokenizer.json").exists():
-        made = train_tokenizer() if start is None else start.tokenizer  # the same in every process
+        # the same in every process
+        made = train_tokenizer(world=config.world) if start is None else start.tokenizer
         if rank == 0:
             made.save_pretrained(folder)
     if world > 1:

@@ -7,6 +7,7 @@ from tinywan.probes import (
     FACTORS,
     SHOWN,
     Probe,
+    _label,
     accuracy,
     examples,
     load_probe,
@@ -79,10 +80,19 @@ def test_training_is_the_same_for_a_seed_and_lowers_the_error():
 
 
 def test_accuracy_is_a_share_for_each_kind_and_factor(probe):
-    found = accuracy(probe, 4)
+    found = accuracy(probe, 16)
     assert found.keys() == {"rendered", "degraded"}
     assert all(0 <= share <= 1 for shares in found.values() for share in shares.values())
     assert found["rendered"].keys() == FACTORS.keys()
+
+
+def test_colours_that_a_monochrome_clip_does_not_show_are_not_asked_for():
+    scene = theatre.Scene(
+        "woman", "qipao", "red", "umbrella", "blue", "park", "rain", "walk", "left", 3,
+        look="monochrome",
+    )  # fmt: skip
+    known = {name for name in FACTORS if _label(Probe(), name, scene) >= 0}
+    assert known == FACTORS.keys() - {"garment_color", "prop_color"}
 
 
 def test_a_saved_probe_reads_the_same(probe, tmp_path):

@@ -338,6 +338,7 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
         (f"--preset small --start-from {SHIPPED}", "leave --preset out"),
         (f"--router text --start-from {SHIPPED}", "--router and --no-windows choose how"),
         (f"--no-windows --start-from {SHIPPED}", "--router and --no-windows choose how"),
+        (f"--world whole --start-from {SHIPPED}", "goes on in the first world"),
         ("--start-from nowhere", "there is no checkpoint in nowhere"),
         ("--preset debug --image-batch 0", "image_batch=0"),
     ],
