@@ -99,3 +99,12 @@ def test_descending_the_loss_moves_attention_into_the_part():
         q = (q - 5 * grad).detach().requires_grad_()
     mass = mean_attention(q, k)[0, :, 1]
     assert mass[:2].sum() > 3 * mass[2:].sum()
+
+
+def test_a_part_whose_words_were_cut_off_does_not_count():
+    told = regions()
+    two = Regions(
+        torch.cat([told.tokens, torch.zeros(1, 1, 3)], dim=1), told.covered.repeat(1, 2, 1, 1)
+    )
+    read = torch.full((1, 4, 3), 1 / 3)
+    assert outside_share(read, two).item() == pytest.approx(0.25)
