@@ -120,3 +120,24 @@ def test_the_command_trains_writes_and_tells_how_good_they_are(tmp_path, capsys)
 def test_the_command_refuses_to_train_nothing(tmp_path, capsys):
     assert main(["--steps", "0", "--out", str(tmp_path / "p.safetensors")]) == 2
     assert "use 1 step and 2 clips, or more" in capsys.readouterr().err
+
+
+class Stubborn:
+    """Says the first value of every factor, whatever it sees."""
+
+    factors = FACTORS
+
+    def __call__(self, shown: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: torch.eye(len(values))[:1] for name, values in FACTORS.items()}
+
+
+def test_accuracy_is_the_share_of_clips_that_show_what_the_probe_says():
+    drawn = examples(np.random.default_rng([1, 5]), "held_out")
+    scenes = [next(drawn)[1] for _ in range(12)]
+    found = accuracy(Stubborn(), 12)
+    for kind, part in (("rendered", scenes[::2]), ("degraded", scenes[1::2])):
+        right = [scene.subject == FACTORS["subject"][0] for scene in part]
+        assert found[kind]["subject"] == pytest.approx(np.mean(right))
+        seen = [scene for scene in part if scene.look != "monochrome"]
+        right = [scene.garment_color == theatre.COLORS[0] for scene in seen]
+        assert found[kind]["garment_color"] == pytest.approx(np.mean(right))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tinywan import flow
+from tinywan import flow, theatre
 from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
 from tinywan.dit import DiTConfig
@@ -201,3 +201,18 @@ def test_options_choose_how_the_denoiser_is_built():
     free = dit("--no-windows")
     assert set(free.spatial_windows) == set(free.temporal_windows) == {None}
     assert len(free.spatial_windows) == free.num_layers
+
+
+@pytest.mark.parametrize("world", ["first", "whole"])
+def test_batches_are_of_the_world_that_the_configuration_names(config, world, monkeypatch):
+    asked = []
+    sample = theatre.sample_scene
+    monkeypatch.setattr(
+        theatre,
+        "sample_scene",
+        lambda rng, **options: asked.append(options) or sample(rng, **options),
+    )
+    pipe = TextToVideoPipeline.from_preset("debug", seed=3)
+    clips = Clips(replace(config, world=world), pipe.tokenizer, pipe.vae)
+    clips.batch(0, Phase(steps=1, num_frames=1, batch=2, micro_batch=1))
+    assert asked == [{"world": world}] * 2
