@@ -57,10 +57,9 @@ def part_regions(
             for column, (first, last) in enumerate(offsets):
                 if first < stop and last > start:
                     tokens[row, column] = 1
-    if not named:
-        return tokens, torch.zeros(0, 1, 1)
     _, stride_h, stride_w = CausalVAE.stride
-    whole = torch.from_numpy(np.stack([masks[part] for part in named])).float()
+    size = next(iter(masks.values())).shape  # a caption that names nothing has places, too
+    whole = torch.from_numpy(np.array([masks[p] for p in named]).reshape(-1, *size)).float()
     pooled = F.avg_pool2d(whole, (stride_h, stride_w)).flatten(2)  # part F l/f
     latent = torch.tensor([latent_place(frame)[0] for frame in range(pooled.shape[1])])
     groups = F.one_hot(latent).float()  # F f
@@ -79,7 +78,7 @@ def stack_regions(regions: Sequence[tuple[Tensor, Tensor]], text_len: int) -> Re
         All of them; clips with fewer parts get empty ones.
     """
     most = max(1, *(len(tokens) for tokens, _ in regions))
-    shape = max((covered.shape[1:] for _, covered in regions), key=lambda size: size[1])
+    shape = regions[0][1].shape[1:]
     tokens = torch.zeros(len(regions), most, text_len)
     places = torch.zeros(len(regions), most, *shape)
     for row, (named, covered) in enumerate(regions):

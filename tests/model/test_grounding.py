@@ -81,7 +81,7 @@ def test_a_frame_that_does_not_show_the_part_does_not_count():
 
 def test_captions_with_fewer_parts_are_filled_up_and_one_with_none_costs_nothing():
     one = (torch.tensor([[0.0, 1, 0, 0]]), torch.tensor([[[1.0, 0.5, 0, 0]]]))
-    none = (torch.zeros(0, 4), torch.zeros(0, 1, 1))
+    none = (torch.zeros(0, 4), torch.zeros(0, 1, 4))
     found = stack_regions([one, none], text_len=3)
     assert found.tokens.shape == (2, 1, 3)
     assert found.covered.shape == (2, 1, 1, 4)
@@ -108,3 +108,10 @@ def test_a_part_whose_words_were_cut_off_does_not_count():
     )
     read = torch.full((1, 4, 3), 1 / 3)
     assert outside_share(read, two).item() == pytest.approx(0.25)
+
+
+def test_a_batch_in_which_no_caption_names_anything_costs_nothing():
+    clip = theatre.render(theatre.sample_scene(np.random.default_rng(8)), 9, 64, 64)
+    empty = part_regions({}, clip.masks, (), 64)
+    read = torch.full((2, 3 * 64, 5), 0.2)
+    assert outside_share(read, stack_regions([empty, empty], 5)).tolist() == [0, 0]
