@@ -53,6 +53,27 @@ def mean_attention(q: Tensor, k: Tensor, attended: Tensor | None = None) -> Tens
     return logits.float().softmax(-1).mean(1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """PyTorch's fused attention.
+
+    On a CPU its backward pass takes five times as long in bfloat16 as in float32 (torch 2.13), so
+    that training attends in float32 there.
+
+    Args:
+        q: `[b, n, l, d]` queries.
+        k: `[b, n, s, d]` keys.
+        v: `[b, n, s, d]` values.
+        mask: bool, broadcasts to `[b, n, l, s]`, True where attention is allowed.
+
+    Returns:
+        `[b, n, l, d]`.
+    """
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q.requires_grad:
+        with torch.autocast("cpu", enabled=False):
+            return scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 class Attention(nn.Module):
     """Multi-head attention with RMS-normalised queries and keys, as in Wan.
 
@@ -123,7 +144,7 @@ class Attention(nn.Module):
             self.read = mean_attention(q, k, attended)
         if self.pattern in ("full", "cross"):
             mask = None if attended is None else attended[:, None, None]  # b 1 1 p
-            mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            mixed = attend(q, k, v, mask)
         else:
             assert grid is not None
             mixed = self._attend_apart(q, k, v, grid)
@@ -144,6 +165,6 @@ class Attention(nn.Module):
         mask = None
         if self.window is not None and self.window < max(sizes) - 1:
             mask = window_mask(sizes, self.window).to(q.device)
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = attend(q, k, v, mask)
         known = {"f": f} if self.pattern == "spatial" else {"s": h * w}
         return rearrange(mixed, together, **known)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from tinywan import flow, theatre
-from tinywan.grounding import Regions, part_regions, stack_regions
+from tinywan.grounding import Regions, cover, part_regions, stack_regions
 from tinywan.keyframes import latent_place, place_keyframes, random_frames
 from tinywan.motion import Motion, true_motion
 from tinywan.presets import ModelConfig
 from tinywan.text import UnigramTokenizer
 from tinywan.trainer import rank_and_world
 from tinywan.vae import CausalVAE
+
+_TOGETHER = 8  # clips that the VAE encodes at a time; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Batch:
         condition: `[b, 4 + c, f, h, w]` mask and latents of keyframes; None without any.
         motion: of the clips; None where it is not asked for.
         regions: where the words of the captions are; None where it is not asked for.
+        focus: `[b, 1, f, h, w]` share of each latent that garment and prop cover; None where it is
+            not asked for.
     """
 
     ids: Tensor
@@ -53,6 +57,7 @@ class Batch:
     condition: Tensor | None = None
     motion: Motion | None = None
     regions: Regions | None = None
+    focus: Tensor | None = None
 
     def rows(self, chosen: Tensor) -> "Batch":
         """Some of the clips."""
@@ -65,6 +70,7 @@ class Batch:
             None if self.condition is None else self.condition[chosen],
             None if self.motion is None else self.motion.rows(chosen),
             None if self.regions is None else self.regions.rows(chosen),
+            None if self.focus is None else self.focus[chosen],
         )
 
     def __len__(self) -> int:
@@ -83,6 +89,9 @@ class Clips:
         drop_prompt: share of captions replaced by "", for guidance.
         motion: whether batches of clips tell how they move.
         regions: whether batches tell where the words of their captions are.
+        focus: whether batches tell where garments and props are.
+        shift: of the noise levels; None takes the one that the model samples with.
+        bfloat16: encode in half precision.
     """
 
     def __init__(
@@ -94,10 +103,15 @@ class Clips:
         drop_prompt: float = 0.1,
         motion: bool = False,
         regions: bool = False,
+        focus: bool = False,
+        shift: float | None = None,
+        bfloat16: bool = False,
     ) -> None:
         self.config, self.tokenizer, self.vae = config, tokenizer, vae
         self.seed, self.drop_prompt = seed, drop_prompt
-        self.motion, self.regions = motion, regions
+        self.motion, self.regions, self.focus = motion, regions, focus
+        self.shift = config.shift if shift is None else shift
+        self.bfloat16 = bfloat16
 
     def batch(self, step: int, phase: Phase) -> Batch:
         """This process's share of the batch of a step.
@@ -112,7 +126,7 @@ class Clips:
         config, device = self.config, self.vae.mean.device
         size = (config.height, config.width)
         rank, world = rank_and_world()
-        latents, captions, conditions, motions, regions = [], [], [], [], []
+        videos, captions, conditions, motions, regions, focus = [], [], [], [], [], []
         for number in range(rank, phase.batch, world):
             rng = np.random.default_rng([self.seed, 2, step, number])
             scene = theatre.sample_scene(rng, world=config.world)
@@ -121,23 +135,26 @@ class Clips:
             captions.append("" if rng.random() < self.drop_prompt else told.text)
             clip = theatre.render(scene, phase.num_frames, *size)
             video = torch.from_numpy(clip.frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
-            with torch.no_grad():
-                latents.append(self.vae.encode(video))
+            videos.append(video)
             if config.dit.condition_channels:
                 given = random_frames(phase.num_frames, rng)
                 pictures = {latent_place(frame): video[0, :, frame] for frame in given}
-                frames = latents[-1].shape[2]
-                conditions.append(place_keyframes(self.vae, pictures, frames, *size))
+                latent_frames = latent_place(phase.num_frames - 1)[0] + 1
+                conditions.append(place_keyframes(self.vae, pictures, latent_frames, *size))
             if self.regions:
-                spans = told.spans if captions[-1] else {}
+                told_of = [*told.spans.items(), *told.colors.items()] if captions[-1] else []
                 offsets = self.tokenizer.encode(captions[-1]).offsets[:-1]
-                regions.append(part_regions(spans, clip.masks, offsets, config.text.text_len))
+                regions.append(part_regions(told_of, clip.masks, offsets, config.text.text_len))
+            if self.focus:
+                costume = clip.masks["garment"] | clip.masks.get("prop", False)
+                focus.append(cover(torch.from_numpy(costume)[None]))
             if self.motion and phase.num_frames > 1:
                 motions.append(true_motion(video, torch.from_numpy(clip.flow).to(device)[None]))
-        shape = (phase.batch, *latents[0].shape[1:])
+        latents = self._encode(torch.cat(videos))
+        shape = (phase.batch, *latents.shape[1:])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         noise = torch.randn(shape, generator=generator)[rank::world].to(device)
-        sigma = flow.sample_sigma(phase.batch, config.shift, generator)[rank::world].to(device)
+        sigma = flow.sample_sigma(phase.batch, self.shift, generator)[rank::world].to(device)
         ids, mask = self.tokenizer(captions)
         if config.dit.mask_padding:  # nobody attends to it, so nobody needs to compute it
             longest = int(mask.sum(1).max())
@@ -145,13 +162,20 @@ class Clips:
         return Batch(
             ids=ids.to(device),
             mask=mask.to(device),
-            latents=torch.cat(latents),
+            latents=latents,
             noise=noise,
             sigma=sigma,
             condition=torch.cat(conditions) if conditions else None,
             regions=_on(device, stack_regions(regions, ids.shape[1])) if regions else None,
             motion=Motion(*map(torch.cat, zip(*motions, strict=True))) if motions else None,
+            focus=torch.stack(focus).view(-1, 1, *latents.shape[2:]).to(device) if focus else None,
         )
+
+    @torch.no_grad()
+    def _encode(self, videos: Tensor) -> Tensor:
+        with torch.autocast(videos.device.type, torch.bfloat16, enabled=self.bfloat16):
+            parts = [self.vae.encode(part) for part in videos.split(_TOGETHER)]
+        return torch.cat(parts).float()
 
 
 def _on(device: torch.device, regions: Regions) -> Regions:

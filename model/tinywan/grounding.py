@@ -7,7 +7,7 @@ token loss of TokenCompose, Wang et al. 2023, arXiv 2312.03626, equation 2, fram
 model that was trained so are taught, not found: model/README.md says what that means.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from tinywan.keyframes import latent_place
 from tinywan.vae import CausalVAE
 
-Spans = Mapping[str, Sequence[tuple[int, int]]]  # part of a scene -> characters that name it
+Mention = tuple[str, Sequence[tuple[int, int]]]  # part of a scene, characters that tell of it
 
 
 class Regions(NamedTuple):
     """Where the words of captions are; parts are padded with zeros."""
 
-    tokens: Tensor  # [b, part, p] 1 where a token names the part
+    tokens: Tensor  # [b, part, p] 1 where a token names the part, or tells its colour
     covered: Tensor  # [b, part, f, l/f] share of each video token that the part covers
 
     def rows(self, chosen: Tensor) -> "Regions":
@@ -34,37 +34,48 @@ class Regions(NamedTuple):
 
 
 def part_regions(
-    spans: Spans,
+    mentions: Iterable[Mention],
     masks: Mapping[str, NDArray[np.bool_]],
     offsets: Sequence[tuple[int, int]],
     text_len: int,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens and places of the parts that a caption names.
+    """Tokens and places of what a caption mentions.
 
     Args:
-        spans: of the caption.
+        mentions: names of parts, and words that tell their colours: a colour that is read where
+            its object is does not run over into another.
         masks: bool `[F, H, W]` by part.
         offsets: characters of each token.
         text_len: tokens of a prompt with padding.
 
     Returns:
-        `[part, p]` and `[part, f, l/f]`, see `Regions`.
+        `[part, p]` and `[part, f, l/f]`, see `Regions`; one row for each mention that is seen.
     """
-    named = [part for part in spans if part in masks and masks[part].any()]
-    tokens = torch.zeros(len(named), text_len)
-    for row, part in enumerate(named):
-        for start, stop in spans[part]:
+    seen = [(part, spans) for part, spans in mentions if part in masks and masks[part].any()]
+    tokens = torch.zeros(len(seen), text_len)
+    for row, (_, spans) in enumerate(seen):
+        for start, stop in spans:
             for column, (first, last) in enumerate(offsets):
                 if first < stop and last > start:
                     tokens[row, column] = 1
-    _, stride_h, stride_w = CausalVAE.stride
     size = next(iter(masks.values())).shape  # a caption that names nothing has places, too
-    whole = torch.from_numpy(np.array([masks[p] for p in named]).reshape(-1, *size)).float()
-    pooled = F.avg_pool2d(whole, (stride_h, stride_w)).flatten(2)  # part F l/f
+    shapes = torch.from_numpy(np.array([masks[p] for p, _ in seen]).reshape(-1, *size))
+    return tokens, cover(shapes)
+
+
+def cover(shapes: Tensor) -> Tensor:
+    """The share of each video token that a shape covers.
+
+    Args:
+        shapes: bool `[part, F, H, W]`.
+
+    Returns:
+        float32 `[part, f, l/f]`.
+    """
+    pooled = F.avg_pool2d(shapes.float(), CausalVAE.stride[1:]).flatten(2)  # part F l/f
     latent = torch.tensor([latent_place(frame)[0] for frame in range(pooled.shape[1])])
     groups = F.one_hot(latent).float()  # F f
-    covered = torch.einsum("aFs,Ff->afs", pooled, groups / groups.sum(0))
-    return tokens, covered
+    return torch.einsum("aFs,Ff->afs", pooled, groups / groups.sum(0))
 
 
 def stack_regions(regions: Sequence[tuple[Tensor, Tensor]], text_len: int) -> Regions:

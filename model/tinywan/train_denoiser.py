@@ -40,7 +40,9 @@ class DenoiserRecipe:
     phases: tuple[Phase, ...]
     drop_prompt: float = 0.1  # share of captions replaced by "", for guidance
     two_experts: bool = False  # one denoiser for high noise levels, one for low ones
-    bfloat16: bool = False  # matrix products in half precision; for GPUs that have it
+    bfloat16: bool = False  # matrix products in half precision, where the processor has it
+    shift: float | None = None  # of the noise levels; None takes the one that is sampled with
+    focus: float = 0.0  # extra weight of garment and prop, which are small and carry the colours
     flow: float = 0.0  # weight of the optical-flow loss
     flow_sigma: float = 0.5  # noise level up to which it is asked for
     grounding: float = 0.0  # weight of reading words where their objects are, see grounding.py
@@ -210,8 +212,12 @@ def denoiser_loss(
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.bfloat16):
         embeds = model.text_encoder(batch.ids, batch.mask)
         predicted = model(noisy, batch.sigma, embeds, batch.condition).float()
-    parts = {"velocity": F.mse_loss(predicted, flow.velocity(batch.latents, batch.noise))}
+    square = (predicted - flow.velocity(batch.latents, batch.noise)).square()
+    parts = {"velocity": square.mean()}
     loss = parts["velocity"]
+    if recipe.focus and batch.focus is not None:
+        weight = 1 + recipe.focus * batch.focus
+        loss = (weight * square).mean() / weight.mean()
     routers = [module.losses for module in experts if module.losses is not None]
     if routers:
         parts["balance"] = torch.stack([r.balance for r in routers]).mean()
@@ -286,7 +292,8 @@ def train_denoiser(
     trainer.resume()
     clips = Clips(
         config, tokenizer, vae, recipe.seed, recipe.drop_prompt,
-        motion=recipe.flow > 0, regions=recipe.grounding > 0,
+        motion=recipe.flow > 0, regions=recipe.grounding > 0, focus=recipe.focus > 0,
+        shift=recipe.shift, bfloat16=recipe.bfloat16,
     )  # fmt: skip
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

@@ -35,6 +35,7 @@ class TrainerConfig:
     warmup: int = 100  # steps from 0 to the full rate
     cooldown: float = 0.3  # share of the steps over which the rate falls linearly to a twentieth
     clip: float = 1.0  # largest gradient norm
+    bfloat16: bool = False  # Muon in half precision, where the processor has it
     ema: float = 0.995  # of the averaged weights, less during the first steps
     save_every: float = 120.0  # seconds
     sample_every: int = 500  # steps
@@ -100,7 +101,9 @@ class Trainer:
             torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
         ]
         if matrices:
-            self.optimizers.append(Muon(matrices, lr=config.muon_lr, weight_decay=0.01))
+            self.optimizers.append(
+                Muon(matrices, lr=config.muon_lr, weight_decay=0.01, bfloat16=config.bfloat16)
+            )
         self.full_rates = [g["lr"] for o in self.optimizers for g in o.param_groups]
         self.average = {name: p.detach().clone() for name, p in named}
         self.step = 0

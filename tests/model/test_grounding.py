@@ -40,14 +40,21 @@ def test_parts_are_found_in_the_caption_and_in_the_latent_frames(language):
     clip = theatre.render(scene, 9, 64, 64)
     tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
     encoded = tokenizer.encode(told.text)
-    tokens, covered = part_regions(told.spans, clip.masks, encoded.offsets[:-1], 64)
-    named = [part for part in told.spans if part in clip.masks and clip.masks[part].any()]
+    mentions = [*told.spans.items(), *told.colors.items()]
+    tokens, covered = part_regions(mentions, clip.masks, encoded.offsets[:-1], 64)
+    named = [part for part, _ in mentions if part in clip.masks and clip.masks[part].any()]
     assert tokens.shape == (len(named), 64)
     assert covered.shape == (len(named), 3, 64)
     row = named.index("garment")
     words = "".join(told.text[slice(*encoded.offsets[i])] for i in tokens[row].nonzero().flatten())
     start, stop = told.spans["garment"][0]
     assert words.replace(" ", "") == told.text[start:stop].replace(" ", "")
+    color = len(named) - 1 - named[::-1].index("garment")  # told after the names
+    (start, stop) = told.colors["garment"][0]
+    read = "".join(told.text[slice(*encoded.offsets[i])] for i in tokens[color].nonzero().flatten())
+    assert color > row
+    assert read.replace(" ", "") == told.text[start:stop]
+    assert torch.equal(covered[color], covered[row])
     mask = torch.from_numpy(clip.masks["garment"]).float()
     for latent, frames in ((0, slice(0, 1)), (2, slice(5, 9))):
         expected = mask[frames].unflatten(1, (8, 8)).unflatten(3, (8, 8)).mean((0, 2, 4))
@@ -112,6 +119,6 @@ def test_a_part_whose_words_were_cut_off_does_not_count():
 
 def test_a_batch_in_which_no_caption_names_anything_costs_nothing():
     clip = theatre.render(theatre.sample_scene(np.random.default_rng(8)), 9, 64, 64)
-    empty = part_regions({}, clip.masks, (), 64)
+    empty = part_regions([], clip.masks, (), 64)
     read = torch.full((2, 3 * 64, 5), 0.2)
     assert outside_share(read, stack_regions([empty, empty], 5)).tolist() == [0, 0]

@@ -48,6 +48,28 @@ def test_it_equals_a_loop_over_tokens_and_their_best_experts(moe, x):
     torch.testing.assert_close(moe(x), expected, atol=TOLERANCE, rtol=0)
 
 
+def test_half_precision_on_a_cpu_sees_few_lengths_and_answers_the_same(moe, x):
+    exact = moe(x)
+    calls = count_rows(moe)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = moe(x)
+    lengths = {length for lengths in calls.values() for length in lengths}
+    assert lengths == {128}  # 15 to 90 real rows in each
+    torch.testing.assert_close(rounded.float(), exact, atol=0.02, rtol=0.05)
+
+
+def test_rows_that_fill_a_slice_have_no_part_in_the_gradient(moe, x):
+    def gradient() -> Tensor:
+        moe.zero_grad()
+        moe(x).square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in moe.experts.parameters() if p.grad is not None])
+
+    exact = gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gradient()
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
 def test_its_gradients_equal_those_of_computing_every_expert(moe, x):
     def gradients(y: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(y.square().sum(), list(moe.parameters())))

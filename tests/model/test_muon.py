@@ -36,6 +36,26 @@ def test_a_stack_of_matrices_equals_one_by_one():
     torch.testing.assert_close(orthogonalise(stack), alone, atol=1e-5, rtol=0)
 
 
+def test_half_precision_keeps_the_directions_about():
+    given = matrix(24, 40, condition=10)
+    found, exact = orthogonalise(given, bfloat16=True), orthogonalise(given)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    assert (found - exact).norm() < 0.06 * exact.norm()
+
+
+def test_the_optimiser_works_in_half_precision_where_it_is_asked_to():
+    updates = []
+    given = matrix(24, 40, condition=10)
+    for half in (False, True):
+        param = nn.Parameter(torch.zeros(24, 40))
+        param.grad = given.clone()
+        Muon([param], lr=0.1, bfloat16=half).step()
+        updates.append(param.detach())
+    assert not torch.equal(*updates)
+    assert (updates[0] - updates[1]).norm() < 0.06 * updates[0].norm()
+
+
 def test_zero_stays_zero():
     assert torch.equal(orthogonalise(torch.zeros(4, 6)), torch.zeros(4, 6))
 

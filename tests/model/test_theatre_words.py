@@ -10,6 +10,7 @@ import pytest
 from tinywan.errors import ConfigError
 from tinywan.theatre import Scene, caption, contact_sheet, parse, render, sample_scene
 from tinywan.theatre.census import FACTORS, count_pairs, count_values, report
+from tinywan.theatre.wordings import ZH_COLOR, ZH_COMPANION_COLOR
 
 FLAGSHIP = Scene("woman", "qipao", "red", "umbrella", "yellow", "alley", "rain", "walk", "left", 7)
 WHOLE = replace(
@@ -107,6 +108,26 @@ def test_spans_of_the_whole_world_point_at_visible_parts(scenes: list[Scene]) ->
                 assert ("companion" in told.spans) == (scene.companion != "none")
                 for start, stop in told.spans.get("companion", ()):
                     assert told.text[start:stop] in COMPANION_WORDS, told.text
+
+
+def test_colours_are_told_of_the_part_that_has_them(scenes: list[Scene]) -> None:
+    rng = np.random.default_rng(46)
+    chinese = {**ZH_COLOR, **ZH_COMPANION_COLOR}
+    told_of = set()
+    for scene in scenes:
+        for language in ("en", "zh"):
+            told = caption(scene, language, rng)  # type: ignore[arg-type]
+            assert ("garment" in told.colors) == (scene.look != "monochrome"), told.text
+            assert ("companion" in told.colors) == (scene.companion != "none"), told.text
+            for part, spans in told.colors.items():
+                color = getattr(scene, f"{part}_color")
+                for start, stop in spans:
+                    word = told.text[start:stop].lower()
+                    names = (color,) if language == "en" else (chinese[color], chinese[color][0])
+                    assert word in names, told.text
+            told_of |= set(told.colors)
+            assert not set(told.spans) & {"garment_color", "prop_color", "companion_color"}
+    assert told_of == {"garment", "prop", "companion"}
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -57,6 +57,27 @@ def test_the_loss_is_the_squared_error_of_the_velocity_and_the_routers_share(con
     assert loss.item() == pytest.approx(whole, rel=1e-5)
 
 
+def test_focus_counts_the_costume_more(config):
+    model = speaking(config).train()
+    batch = batch_of([0.2, 0.5, 0.7, 0.95])
+    costume = torch.zeros(4, 1, *LATENTS[2:])
+    costume[:, :, 0, 1, 2], costume[2] = 1, 0.5
+    batch = replace(batch, focus=costume)
+    recipe = replace(RECIPE, balance=0.0, z=0.0)
+    plain = denoiser_loss(model, batch, recipe)[0]
+    share = batch.sigma[:, None, None, None, None]
+    embeds = model.text_encoder(batch.ids, batch.mask)
+    noisy = (1 - share) * batch.latents + share * batch.noise
+    predicted = model.transformer(noisy, 1000 * batch.sigma, embeds)
+    square = (predicted - (batch.noise - batch.latents)).square().mean(1, keepdim=True)
+    for focus in (2.0, 5.0):
+        found, parts = denoiser_loss(model, batch, replace(recipe, focus=focus))
+        expected = torch.sum((1 + focus * costume) * square) / torch.sum(1 + focus * costume)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert parts["velocity"] == pytest.approx(plain.item(), rel=1e-5)
+        assert found.item() != pytest.approx(plain.item(), rel=1e-4)
+
+
 @pytest.mark.parametrize(("sigma", "learns"), [(0.95, "transformer"), (0.5, "transformer_2")])
 def test_each_noise_expert_learns_on_its_side_alone(config, sigma, learns):
     model = speaking(config, two_experts=True).train()

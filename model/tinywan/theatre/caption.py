@@ -6,7 +6,7 @@ Without a random generator the first wording of every list is taken.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -28,11 +28,13 @@ class Caption:
         text: the sentence.
         language: "en" or "zh".
         spans: part -> (start, stop) character spans of every mention; parts are names of masks.
+        colors: part -> spans of the words that tell its colour, of garment, prop and companion.
     """
 
     text: str
     language: str
     spans: dict[str, tuple[Span, ...]]
+    colors: dict[str, tuple[Span, ...]] = field(default_factory=dict)
 
 
 class _Teller:
@@ -86,10 +88,12 @@ def caption(
         rng = np.random.default_rng([scene.seed, 4])
     tell = _Teller(rng, detail)
     marked = _tell_zh(scene, tell) if language == "zh" else _tell_en(scene, tell)
-    text, spans = _unmark(marked)
+    text, marks = _unmark(marked)
     if detail == "random" and tell.says(0.15, short=False, long=False):
         text = text + "。" if language == "zh" else text[0].upper() + text[1:] + "."
-    return Caption(text, language, spans)
+    spans = {part: found for part, found in marks.items() if not part.endswith(_COLOR)}
+    colors = {part.removesuffix(_COLOR): marks[part] for part in marks.keys() - spans.keys()}
+    return Caption(text, language, spans, colors)
 
 
 def _tell_zh(scene: Scene, tell: _Teller) -> str:
@@ -100,8 +104,7 @@ def _tell_zh(scene: Scene, tell: _Teller) -> str:
             wordings.ZH_COLOR[scene.garment_color].removesuffix("色"),
         )
     )
-    if scene.look == "monochrome":
-        color = ""
+    color = f"[garment_color:{color}]" if scene.look != "monochrome" else ""
     garment = f"{color}[garment:{wordings.ZH_GARMENT[scene.garment]}]"
     who = tell.one(wordings.ZH_SUBJECT[scene.subject]).format(wears.format(garment))
     place, says_weather = _place(scene, tell, wordings.ZH_PLACE, wordings.ZH_RAINY_ALLEY, "rain:")
@@ -126,7 +129,7 @@ def _tell_zh(scene: Scene, tell: _Teller) -> str:
     does = place + prop + action
     if scene.companion != "none":
         kind = "stand" if scene.action == "stand" else "move"
-        color = wordings.ZH_COMPANION_COLOR[scene.companion_color]
+        color = f"[companion_color:{wordings.ZH_COMPANION_COLOR[scene.companion_color]}]"
         other = tell.one(wordings.ZH_COMPANION[scene.companion]).format(color)
         told = tell.one(wordings.ZH_BESIDE[kind]).format(who=who, other=other, does=does)
     else:
@@ -140,7 +143,7 @@ def _tell_zh(scene: Scene, tell: _Teller) -> str:
 
 def _tell_en(scene: Scene, tell: _Teller) -> str:
     noun = tell.one(wordings.EN_GARMENT[scene.garment])
-    garment = f"{scene.garment_color} [garment:{noun}]"
+    garment = f"[garment_color:{scene.garment_color}] [garment:{noun}]"
     who = tell.one(wordings.EN_SUBJECT[scene.subject]) + " "
     wears = tell.one(wordings.EN_WEARS)
     if scene.look == "monochrome":
@@ -175,7 +178,8 @@ def _act_en(who: str, scene: Scene, tell: _Teller) -> str:
     pattern, other = "{who} {does}", ""
     if scene.companion != "none":
         pattern = tell.one(wordings.EN_BESIDE)
-        other = tell.one(wordings.EN_COMPANION[scene.companion]).format(scene.companion_color)
+        color = f"[companion_color:{scene.companion_color}]"
+        other = tell.one(wordings.EN_COMPANION[scene.companion]).format(color)
     two = "{do}" in pattern
     action = tell.one((wordings.EN_ACTION_OF_TWO if two else wordings.EN_ACTION)[scene.action])
     together = " together" if pattern.endswith("{do} together") else ""
@@ -240,7 +244,8 @@ def _prop(
     if scene.prop == "none":
         return ""
     if scene.look != "monochrome" and tell.says(0.8, short=False, long=False):
-        return tell.one(colored[scene.prop]).format(colors[scene.prop_color])
+        color = f"[prop_color:{colors[scene.prop_color]}]"
+        return tell.one(colored[scene.prop]).format(color)
     return tell.one(plain[scene.prop])
 
 
@@ -254,6 +259,7 @@ def _behind(
     return tell.one(places[scene.place])
 
 
+_COLOR = "_color"  # of a mark that tells the colour of a part
 _MARK = re.compile(r"\[(\w+):([^\]]+)\]")
 
 

@@ -1,0 +1,83 @@
+"""What the denoiser is given to learn from."""
+
+import numpy as np
+import pytest
+import torch
+from tinywan import theatre
+from tinywan.batches import Batch, Clips, Phase
+from tinywan.checkpoint import SHIPPED, fitted
+from tinywan.pipeline import TextToVideoPipeline
+from tinywan.presets import preset
+from tinywan.text import UnigramTokenizer
+from tinywan.vae import CausalVAE
+
+PHASE = Phase(steps=1, num_frames=5, batch=10, micro_batch=10)
+SUMS_IN_ANOTHER_ORDER = 1e-4
+
+
+@pytest.fixture(scope="module")
+def vae() -> CausalVAE:
+    return TextToVideoPipeline.from_preset("debug", seed=3).vae
+
+
+def batch_of(vae: CausalVAE, **options: object) -> Batch:
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    config = fitted(preset("debug"), tokenizer)
+    return Clips(config, tokenizer, vae, drop_prompt=0.0, **options).batch(7, PHASE)  # type: ignore[arg-type]
+
+
+def clip(number: int) -> tuple[theatre.Scene, theatre.Clip]:
+    """Of the same batch, drawn again."""
+    rng = np.random.default_rng([0, 2, 7, number])
+    scene = theatre.sample_scene(rng)
+    return scene, theatre.render(scene, 5, 32, 32)
+
+
+def test_latents_are_those_of_each_clip_alone(vae):
+    found = batch_of(vae)
+    for number in (0, 7, 8, 9):  # on both sides of what is encoded together
+        video = torch.from_numpy(clip(number)[1].frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        alone = vae.encode(video)[0]
+        torch.testing.assert_close(found.latents[number], alone, atol=SUMS_IN_ANOTHER_ORDER, rtol=0)
+    assert not found.latents.requires_grad
+
+
+def test_half_precision_gives_nearly_the_same_latents(vae):
+    exact, rounded = batch_of(vae).latents, batch_of(vae, bfloat16=True).latents
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.02 * exact.norm()
+
+
+def test_focus_is_the_share_that_garment_and_prop_cover(vae):
+    focus = batch_of(vae, focus=True).focus
+    assert focus is not None
+    assert focus.shape == (10, 1, 2, 4, 4)
+    props = 0
+    for number in range(10):
+        scene, drawn = clip(number)
+        costume = drawn.masks["garment"].copy()
+        if scene.prop != "none":
+            costume |= drawn.masks["prop"]
+            props += 1
+        cells = torch.from_numpy(costume).float().unflatten(1, (4, 8)).unflatten(3, (4, 8))
+        shares = cells.mean((2, 4))  # F h w
+        expected = torch.stack([shares[0], shares[1:].mean(0)])
+        torch.testing.assert_close(focus[number, 0], expected, atol=1e-6, rtol=0)
+    assert 0 < props < 10
+    assert batch_of(vae).focus is None
+
+
+def test_a_shift_of_its_own_shows_more_noise_and_the_same_clips(vae):
+    usual, noisier = batch_of(vae), batch_of(vae, shift=9.0)
+    assert torch.equal(usual.latents, noisier.latents)
+    odds = usual.sigma / (1 - usual.sigma)
+    torch.testing.assert_close(noisier.sigma / (1 - noisier.sigma), 3 * odds, atol=0, rtol=1e-3)
+
+
+def test_rows_of_a_batch_take_all_its_parts(vae):
+    batch = batch_of(vae, focus=True, regions=True)
+    some = batch.rows(torch.tensor([4, 1]))
+    assert len(some) == 2
+    for name in ("ids", "latents", "sigma", "focus"):
+        assert torch.equal(getattr(some, name), getattr(batch, name)[[4, 1]])
