@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tinywan import TextToVideoPipeline, TinywanError
-from tinywan.evaluate import find_region, held_out_prompts
+from tinywan.evaluate import find_region, sample_prompts
 from tqdm import tqdm
 from xarray import DataArray
 
@@ -100,7 +100,7 @@ def evaluate_pointing(
     """
     if prompts < 1:
         raise OptionError(f"prompts={prompts}: use 1 or more")
-    told = held_out_prompts(prompts, seed)
+    told = sample_prompts(prompts, seed)
     records: list[dict[str, Any]] = []
     for number, (scene, sentence) in enumerate(
         tqdm(told, "pointing", disable=not progress_bar, unit="clip")

@@ -1,8 +1,9 @@
-"""Evaluate a model: are garments of the colour, and places the ones, that held-out prompts ask for?
+"""Evaluate a model: does a clip show what its prompt asks for?
 
-`python -m tinywan.evaluate --prompts 60 --out DIR` generates clips for held-out scenes and judges them by
-their pixels (judge.py), and judges rendered clips of held-out scenes beside, so that the judge's own errors
-are known.
+`python -m tinywan.evaluate --prompts 60 --out DIR` generates clips for held-out scenes. The colour of the
+garment and the place are measured on the pixels (judge.py), and every factor that the prompt names is read
+off the clip by the probes (probes.py). Judge and probes are given rendered clips of held-out scenes as well,
+so that their own errors stand beside the model's.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from tqdm import tqdm
 from tinywan.errors import ConfigError, TinywanError
 from tinywan.judge import Measurement, degrade, find_region, measure
 from tinywan.pipeline import TextToVideoPipeline
+from tinywan.probes import FACTORS, accuracy, load_probe
 from tinywan.theatre import Caption, Scene, caption, parse, picture_sheet, render, sample_scene
+from tinywan.theatre.scene import Split
 
 __all__ = [
     "Measurement",
@@ -29,10 +32,10 @@ __all__ = [
     "degrade",
     "evaluate",
     "find_region",
-    "held_out_prompts",
     "judge_judge",
     "main",
     "measure",
+    "sample_prompts",
     "table",
 ]
 
@@ -42,14 +45,17 @@ __all__ = [
 TextToVideo = Callable[..., Any]
 
 
-def held_out_prompts(count: int, seed: int = 0) -> list[tuple[Scene, Caption]]:
-    """Sample held-out scenes and prompts, English and Chinese in turn.
+def sample_prompts(
+    count: int, seed: int = 0, split: Split = "held_out"
+) -> list[tuple[Scene, Caption]]:
+    """Sample scenes and prompts, English and Chinese in turn.
 
     Every prompt names the place and the colours of garment and prop, so that each can be judged.
 
     Args:
         count: prompts.
         seed: at least 0.
+        split: "held_out" for combinations of factors that were never trained on, "train" for others.
 
     Raises:
         ConfigError: a count or seed that cannot be.
@@ -61,7 +67,7 @@ def held_out_prompts(count: int, seed: int = 0) -> list[tuple[Scene, Caption]]:
     rng = np.random.default_rng(seed)
     prompts: list[tuple[Scene, Caption]] = []
     while len(prompts) < count:
-        scene = sample_scene(rng, "held_out")
+        scene = sample_scene(rng, split)
         told = caption(scene, "zh" if len(prompts) % 2 else "en", rng)
         named = parse(told.text)
         if "place" in named and ("prop_color" in named or scene.prop == "none"):
@@ -112,9 +118,9 @@ def evaluate(
 
     Args:
         pipe: makes the clips; prompt number i is drawn with seed + i.
-        prompts: scenes with their captions, as from `held_out_prompts`.
+        prompts: scenes with their captions, as from `sample_prompts`.
         seed: at least 0.
-        judge_clips: rendered clips that the judge itself is measured on.
+        judge_clips: rendered clips that the judge and the probes are measured on.
         progress_bar: show one.
         options: handed on to `pipe`.
 
@@ -123,6 +129,7 @@ def evaluate(
     """
     records: list[dict[str, Any]] = []
     pictures = []
+    probe = load_probe()
     for number, (scene, told) in enumerate(
         tqdm(prompts, "evaluate", disable=not progress_bar, unit="clip")
     ):
@@ -143,21 +150,38 @@ def evaluate(
                 "garment_color_right": garment_right,
                 "place": found.place,
                 "place_right": place_right,
+                "asked": {name: getattr(scene, name) for name in parse(told.text)},
+                "seen": probe.read(frames),
             }
         )
     generated = {}
     for language in ("en", "zh", "all"):
         chosen = [record for record in records if language in (record["language"], "all")]
         verdicts = [(record["garment_color_right"], record["place_right"]) for record in chosen]
-        generated[language] = {"clips": len(chosen), **_shares(verdicts)}
+        generated[language] = {
+            "clips": len(chosen),
+            **_shares(verdicts),
+            "factors": _factor_shares(chosen),
+        }
     findings = {
         "seed": seed,
         "options": options,
         "generated": generated,
         "judge": {"clips": judge_clips, **judge_judge(judge_clips, seed)},
+        "probes": accuracy(probe, judge_clips),
         "prompts": records,
     }
     return findings, pictures
+
+
+def _factor_shares(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By factor in how many prompts it is named, and in which share of their clips the probe sees it."""
+    shares = {}
+    for name in FACTORS:
+        right = [r["seen"][name] == r["asked"][name] for r in records if name in r["asked"]]
+        if right:
+            shares[name] = {"asked": len(right), "right": float(np.mean(right))}
+    return shares
 
 
 def table(findings: dict[str, Any]) -> str:
@@ -177,17 +201,34 @@ def table(findings: dict[str, Any]) -> str:
             for key in ("garment_color", "place")
         ]
         lines.append(f"{name:26}{clips:>6}{cells[0]:>16}{cells[1]:>9}")
+    everything, probes = generated["all"]["factors"], findings["probes"]
+    lines += ["", f"{'read by the probes':20}{'asked':>6}{'all':>9}{'en':>9}{'zh':>9}{'probe':>9}"]
+    for name, all_of_them in everything.items():
+        per_language = (generated[k]["factors"].get(name, {}).get("right") for k in ("en", "zh"))
+        cells = [
+            "-" if share is None or math.isnan(share) else f"{share:.1%}"
+            for share in (all_of_them["right"], *per_language, probes["degraded"][name])
+        ]
+        lines.append(f"{name:20}{all_of_them['asked']:>6}" + "".join(f"{c:>9}" for c in cells))
+    mean = np.mean([found["right"] for found in everything.values()])
+    lines.append(f"{'mean of the factors':20}{'':6}{mean:>9.1%}")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Generate clips for held-out prompts, judge them, and write evaluation.json and a contact sheet."""
+    """Generate clips for prompts, judge them, and write evaluation.json and a contact sheet."""
     parser = argparse.ArgumentParser(prog="python -m tinywan.evaluate", description=main.__doc__)
     parser.add_argument(
-        "--prompts", type=int, default=60, help="held-out prompts, half of them Chinese"
+        "--prompts", type=int, default=60, help="how many prompts, half of them Chinese"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--split",
+        choices=("held_out", "train"),
+        default="held_out",
+        help="combinations of factors that were never trained on, or others",
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -198,11 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale")
     parser.add_argument(
-        "--judge-clips", type=int, default=200, help="clips to measure the judge on"
+        "--judge-clips", type=int, default=200, help="clips to measure judge and probes on"
     )
     chosen = parser.parse_args(arguments)
     try:
-        prompts = held_out_prompts(chosen.prompts, chosen.seed)
+        prompts = sample_prompts(chosen.prompts, chosen.seed, chosen.split)
         chosen.out.mkdir(parents=True, exist_ok=True)
         pipe = TextToVideoPipeline.from_pretrained(chosen.checkpoint, device=chosen.device)
         options = {"num_inference_steps": chosen.steps, "guidance_scale": chosen.guidance}

@@ -11,6 +11,7 @@ import pytest
 from tinywan import evaluate as evaluation
 from tinywan.errors import ConfigError
 from tinywan.judge import degrade, find_region, measure
+from tinywan.probes import Probe
 from tinywan.theatre import PLACES, Scene, is_held_out, parse, render, sample_scene
 
 SCENE = Scene("woman", "qipao", "red", "umbrella", "yellow", "alley", "rain", "walk", "left", 7)
@@ -36,7 +37,20 @@ class Painter:
         if named["subject"] == "dog" or "prop" not in named:
             usual |= {"prop": "none", "prop_color": "none"}
         scene = Scene(**{**usual, "seed": seed, **named, **self.lie})
-        return SimpleNamespace(frames=render(scene, 5).frames[None] / np.float32(255))
+        return SimpleNamespace(frames=render(scene).frames[None] / np.float32(255))
+
+
+class OneAnswer(Probe):
+    """Sees the same scene in every clip."""
+
+    def read(self, frames: np.ndarray) -> dict[str, str]:
+        assert frames.shape == (17, 96, 96, 3)
+        return {name: getattr(SCENE, name) for name in self.factors}
+
+
+@pytest.fixture(autouse=True)
+def probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "load_probe", lambda: OneAnswer().eval())
 
 
 @pytest.mark.parametrize(("blur", "noise"), [(None, None), (1.0, 6.0), (2.0, 10.0)])
@@ -158,30 +172,54 @@ def test_degrading_blurs_and_adds_noise_of_the_given_strength(rng: np.random.Gen
 
 
 def test_prompts_are_held_out_half_chinese_and_name_what_is_judged() -> None:
-    prompts = evaluation.held_out_prompts(20, seed=3)
+    prompts = evaluation.sample_prompts(20, seed=3)
     assert [told.language for _, told in prompts] == ["en", "zh"] * 10
     for scene, told in prompts:
         assert is_held_out(scene)
         named = parse(told.text)
         assert (named["place"], named["garment_color"]) == (scene.place, scene.garment_color)
         assert named.get("prop_color", "none") == scene.prop_color
-    assert prompts == evaluation.held_out_prompts(20, seed=3)
-    assert prompts != evaluation.held_out_prompts(20, seed=4)
+    assert prompts == evaluation.sample_prompts(20, seed=3)
+    assert prompts != evaluation.sample_prompts(20, seed=4)
 
 
 def test_painter_that_obeys_scores_full_marks() -> None:
     pipe = Painter()
-    prompts = evaluation.held_out_prompts(8)
+    prompts = evaluation.sample_prompts(8)
     findings, pictures = evaluation.evaluate(pipe, prompts, 5, judge_clips=2, progress_bar=False)
-    assert findings["generated"]["all"] == {"clips": 8, "garment_color": 1.0, "place": 1.0}
+    found = findings["generated"]["all"]
+    assert (found["clips"], found["garment_color"], found["place"]) == (8, 1.0, 1.0)
     assert findings["generated"]["zh"]["clips"] == 4
     assert pipe.seeds == list(range(5, 13))
     assert len(pictures) == 8
     assert pictures[0].shape == (96, 96, 3)
 
 
+def test_prompts_of_either_split_are_of_that_split() -> None:
+    for split in ("train", "held_out"):
+        prompts = evaluation.sample_prompts(12, seed=3, split=split)  # type: ignore[arg-type]
+        assert all(is_held_out(scene) == (split == "held_out") for scene, _ in prompts)
+
+
+def test_factors_are_counted_where_the_prompt_names_them() -> None:
+    prompts = evaluation.sample_prompts(12, seed=3)
+    findings, _ = evaluation.evaluate(Painter(), prompts, judge_clips=2, progress_bar=False)
+    for language in ("en", "zh", "all"):
+        told = [(s, parse(t.text)) for s, t in prompts if language in (t.language, "all")]
+        factors = findings["generated"][language]["factors"]
+        for name in ("subject", "garment_color", "prop", "place", "weather", "direction"):
+            asked = [getattr(s, name) == getattr(SCENE, name) for s, named in told if name in named]
+            assert factors[name] == {"asked": len(asked), "right": pytest.approx(np.mean(asked))}
+        assert "camera" not in factors  # the first world does not tell it
+    directions = findings["generated"]["all"]["factors"]["direction"]["asked"]
+    assert 0 < directions < 12
+    text = evaluation.table(findings)
+    assert f"direction{directions:>17}" in text
+    assert "mean of the factors" in text
+
+
 def test_painter_that_ignores_the_place_is_found_out() -> None:
-    prompts = evaluation.held_out_prompts(8)
+    prompts = evaluation.sample_prompts(8)
     wrong = [
         evaluation.evaluate(Painter(place=place), prompts, judge_clips=1, progress_bar=False)[0]
         for place in PLACES
@@ -194,7 +232,7 @@ def test_painter_that_ignores_the_place_is_found_out() -> None:
 
 def test_table_shows_the_judge_beside_the_model() -> None:
     findings, _ = evaluation.evaluate(
-        Painter(), evaluation.held_out_prompts(1), judge_clips=3, progress_bar=False
+        Painter(), evaluation.sample_prompts(1), judge_clips=3, progress_bar=False
     )
     text = evaluation.table(findings)
     assert "generated, en" in text
@@ -211,7 +249,7 @@ def test_command_writes_findings_and_sheet(
     assert evaluation.main([*command, "--out", str(tmp_path / "found")]) == 0
     findings = json.loads((tmp_path / "found" / "evaluation.json").read_text(encoding="utf-8"))
     assert len(findings["prompts"]) == 4
-    assert findings["prompts"][1]["prompt"] == evaluation.held_out_prompts(4)[1][1].text
+    assert findings["prompts"][1]["prompt"] == evaluation.sample_prompts(4)[1][1].text
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [
         "evaluation.json",
         "evaluation.png",
