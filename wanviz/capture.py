@@ -22,6 +22,7 @@ from wanviz.events import Event, Moment, Request
 from wanviz.grid import pixel_frame_label
 from wanviz.hooks import HookSet
 from wanviz.layout import (
+    NO_PADDING,
     ArraySpec,
     Options,
     Subject,
@@ -376,7 +377,7 @@ class _Session:
         assert request is not None and subject is not None
         words = [r for r in self._reducers.values() if isinstance(r, WordMasses)]
         if not any(r.pads for r in words):
-            padding = "none attended"
+            padding = NO_PADDING
         elif all(r.pads_equal for r in words):
             padding = "equal, counted once"
         else:

@@ -6,16 +6,19 @@ import argparse
 import errno
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wanviz.errors import OptionError, ReportError, WanvizError
+from wanviz.errors import CaptureError, OptionError, ReportError, WanvizError
 
 if TYPE_CHECKING:  # torch and matplotlib take seconds: `wanviz --help` must not
     from wanviz.trace import Trace
@@ -43,6 +46,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 2 for bad input, 130 for Ctrl-C."""
     arguments = _parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: clean up
     try:
         if arguments.command == "explain":
             explain(arguments)
@@ -82,13 +87,22 @@ def explain(arguments: argparse.Namespace) -> None:
         given = {name: value for name, value in asked.items() if value is not None}
         _say("drawing the video and watching its attention")
         started = time.perf_counter()
-        with wanviz.capture(pipe) as trace:
-            pipe(arguments.prompt, **given)
+        trace, problem = None, None
+        with _warnings_as_sentences():
+            try:
+                with wanviz.capture(pipe) as trace:
+                    pipe(arguments.prompt, **given)
+            except CaptureError as error:  # the video was drawn; what was captured is worth a file
+                if trace is None or trace.frames is None:
+                    raise
+                problem = error
         _say(f"drawn in {time.perf_counter() - started:.1f} s; writing the files")
         for name, write in files_of(trace).items():
             write(drafts / name)
             (drafts / name).replace(folder / name)  # each whole; should a later one fail, it stays
     _tell(folder)
+    if problem is not None:
+        raise problem
 
 
 def files_of(trace: Trace) -> dict[str, Callable[[Path], object]]:
@@ -108,7 +122,7 @@ def write_storyboard(trace: Trace, path: Path) -> None:
     from wanviz.plots import plot_storyboard
     from wanviz.show import poster
 
-    if any(word.tokens for word in trace.words):
+    if any(word.tokens for word in trace.words) and "words" not in trace.record["failed"]:
         plot_storyboard(trace).savefig(path)
     else:
         path.write_bytes(poster(trace))
@@ -145,8 +159,15 @@ def open_trace(arguments: argparse.Namespace) -> None:
     from wanviz.trace import Trace
 
     source: Path = arguments.trace
+    _say(f"reading {source}")
+    trace = Trace.load(source)
     target: Path = arguments.out or source.with_suffix(".html")
-    path = report(Trace.load(source), target)
+    if target.resolve() == source.resolve():
+        raise OptionError(
+            f"the report would overwrite the trace {str(source)!r}: name another file with --out"
+        )
+    _say("writing the report")
+    path = report(trace, target)
     print(f"report   {path}")
     if arguments.browser and _has_screen():
         import webbrowser
@@ -236,6 +257,18 @@ def _tell(folder: Path) -> None:
     print(f"trace       {folder / FILES['trace']}")
     print("Open the report in any browser and hover its words; it needs no network.")
     print(f"Again later: wanviz open {folder / FILES['trace']}")
+
+
+@contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """Print what this generation warns of as one line each, without the place in the code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        try:
+            yield
+        finally:
+            for sentence in dict.fromkeys(str(warning.message) for warning in caught):
+                print(f"wanviz: note: {' '.join(sentence.split())}", file=sys.stderr)
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from wanviz.words import EncodedPrompt
 # The order in which axes are stored. Head comes last, so that what one event adds is contiguous.
 AXES = ("layer", "step", "head")
 SPECIAL = ("end_of_text", "padding")  # the columns after the prompt's own tokens
+NO_PADDING = "none attended"  # what a record says of padding that the model does not see
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", 1):
     _UNITS[f"{_letter}b"] = 1000**_power

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextToPath
 from matplotlib.ticker import MaxNLocator
 
 from wanviz import views
@@ -79,7 +82,7 @@ def plot_storyboard(
         peaks = np.array([np.nan_to_num(mass).max() for mass in maps])
         keep = sorted(np.argsort(-peaks, kind="stable")[:MOST_ROWS])
         chosen, maps = [chosen[i] for i in keep], [maps[i] for i in keep]
-    labels = [word if isinstance(word, str) else word.text for word in chosen]
+    labels = _labels(chosen)
     spans = views.pixel_frames(trace)
     shared = Scale.of(np.stack(maps))
     with figure_style():
@@ -101,12 +104,14 @@ def plot_storyboard(
                     _note(axes[row][column], "not computed")
                 else:
                     _show(axes[row][column], views.overlay(picture, mass[column], own))
-            _row_label(axes[row][0], _shorten(label, 12))
+            _row_label(axes[row][0], label)
             _color_bar(figure, bars[row], own)
         where = "mean over layers" if layer is None else f"layer {layer}"
+        if ran := views.steps_that_ran(trace):
+            note = f"; only {ran} ran{note}"
         _heading(
             figure,
-            _shorten(trace.prompt, 48),
+            trace.prompt,
             f"attention mass: the share of a place's attention that goes to the word, {where}{note}",
         )
     figure.summary = "\n".join(
@@ -188,7 +193,8 @@ def plot_routing(trace: Trace) -> Plot:
             _load_table(figure, axes[0, 1], table.values, [int(i) for i in table.layer.values])
             summary += (
                 f"; {table.shape[0]} layers × {table.shape[1]} token experts, "
-                f"busiest {float(table.max()):.2g} of a layer's tokens, idlest {float(table.min()):.2g}"
+                f"busiest {float(table.max()):.2g} of a layer's expert places, "
+                f"idlest {float(table.min()):.2g}"
             )
         _heading(figure, "Who worked when", "")
     figure.summary = summary
@@ -230,9 +236,39 @@ def _heading(figure: Plot, title: str, subtitle: str) -> None:
     height = figure.get_figheight()  # inches: the same margins however tall the figure
     fixed = figure.get_layout_engine() is None  # else the layout makes room, unless it is told y
     top, bottom = ({"y": 1 - 0.1 / height}, {"y": 0.08 / height}) if fixed else ({}, {})
-    figure.suptitle(legible(title), fontsize=12, parse_math=False, **top)
+    figure.suptitle(_fitted(figure, title, 12), fontsize=12, parse_math=False, **top)
     if subtitle:
-        figure.supxlabel(subtitle, fontsize=_SMALL, color="0.3", **bottom)
+        lines = "\n".join(_wrapped(figure, line, _SMALL) for line in subtitle.split("\n"))
+        figure.supxlabel(lines, fontsize=_SMALL, color="0.3", **bottom)
+
+
+def _wide(figure: Plot, text: str, size: float) -> float:
+    """How much of the figure's width a line of text takes."""
+    if not text:
+        return 0.0
+    font = FontProperties(family=mpl.rcParams["font.family"], size=size)
+    points = TextToPath().get_text_width_height_descent(text, font, ismath=False)[0]
+    return float(points / 72 / (figure.get_figwidth() - 0.1))
+
+
+def _fitted(figure: Plot, text: str, size: float) -> str:
+    """The text, with its end cut off where it is wider than the figure."""
+    text, kept = legible(text), len(text)
+    while kept > 1 and _wide(figure, text if kept == len(text) else text[:kept] + "…", size) > 1:
+        kept -= max(1, kept // 24)
+    return text if kept == len(text) else text[:kept] + "…"
+
+
+def _wrapped(figure: Plot, line: str, size: float) -> str:
+    """The line, broken between words where it is wider than the figure."""
+    rows = [""]
+    for word in line.split(" "):
+        longer = f"{rows[-1]} {word}".strip()
+        if rows[-1] and _wide(figure, longer, size) > 1:
+            rows.append(word)
+        else:
+            rows[-1] = longer
+    return "\n".join(rows)
 
 
 def _show(axis: Axes, image: NDArray[np.uint8]) -> None:
@@ -316,7 +352,7 @@ def _load_table(figure: Plot, axis: Axes, load: NDArray[Any], layers: list[int])
     axis.set_yticks(range(load.shape[0]), [str(layer) for layer in layers])
     axis.tick_params(labelsize=_SMALL, length=0)
     bar = figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03)
-    bar.set_label("load: fraction of routed tokens", fontsize=_SMALL)
+    bar.set_label("load: share of the layer's expert places", fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
 
 
@@ -325,6 +361,15 @@ def _peak(label: str, mass: NDArray[Any]) -> str:
         return f"  {label}: not computed"
     frame, row, column = (int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
     return f"  {label}: peak {mass.max():.2g} at frame {frame}, row {row}, column {column}"
+
+
+def _labels(words: Sequence[str | Word]) -> list[str]:
+    """Names of rows; of equal words the first, the second and so on are told apart."""
+    texts = [_shorten(word if isinstance(word, str) else word.text, 12) for word in words]
+    return [
+        f"{text} ({texts[: i + 1].count(text)})" if texts.count(text) > 1 else text
+        for i, text in enumerate(texts)
+    ]
 
 
 def _shorten(text: str, most: int) -> str:

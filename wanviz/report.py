@@ -12,14 +12,14 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wanviz import views
-from wanviz.errors import KeepError, ReportError
+from wanviz.errors import CaptureError, KeepError, ReportError
+from wanviz.files import write_whole
 from wanviz.font import FONT_FAMILY, embedded_font
 
 if TYPE_CHECKING:
@@ -47,23 +47,9 @@ def report(trace: Trace, path: str | os.PathLike[str]) -> Path:
         The path written.
 
     Raises:
-        ReportError: the folder is missing, unwritable or full.
+        ReportError: the path names no file, or the folder is missing, unwritable or full.
     """
-    target = Path(path)
-    page = render(trace)
-    draft = target.with_name(f".{target.name[:64]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            draft.write_text(page, encoding="utf-8", newline="\n")
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise ReportError(
-            f"cannot write the report to {str(target)!r} ({error.strerror or error}): "
-            "name a file in a folder that exists, is writable and has room"
-        ) from error
-    return target
+    return write_whole(path, render(trace).encode("utf-8"), "the report", ReportError)
 
 
 def render(trace: Trace) -> str:
@@ -183,7 +169,7 @@ def _video(trace: Trace) -> dict[str, Any]:
 def _frame_matrices(trace: Trace, layers: tuple[int, ...]) -> list[Any] | None:
     try:
         matrices = [trace.frame_attention(layer=layer)["mass"] for layer in (None, *layers)]
-    except KeepError:  # frame attention was not asked for; the page says how to ask
+    except (KeepError, CaptureError):  # not asked for, or failed; the page says so
         return None
     return [
         [
@@ -195,7 +181,10 @@ def _frame_matrices(trace: Trace, layers: tuple[int, ...]) -> list[Any] | None:
 
 
 def _load(trace: Trace) -> list[list[float]] | None:
-    load = trace.routing.get("load")
+    try:
+        load = trace.routing.get("load")
+    except CaptureError:  # it failed
+        load = None
     if load is None:
         return None
     mean = load.mean("step").transpose("layer", "token_expert").values
@@ -207,7 +196,8 @@ def _facts(trace: Trace) -> str:
     record = trace.record
     high = sum(step["noise_expert"] == "high" for step in record["steps"])
     total = len(record["steps"])
-    parts = [f"{total} steps ({high} high-noise, {total - high} low-noise)"]
+    ran = views.steps_that_ran(trace) or f"{total} steps"
+    parts = [f"{ran} ({high} high-noise, {total - high} low-noise)"]
     if record.get("seed") is not None:
         parts.insert(0, f"seed {record['seed']}")
     return " · ".join([str(record.get("model", "unknown model")), *parts])

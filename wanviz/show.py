@@ -65,7 +65,7 @@ def poster(trace: Trace) -> bytes:
     from PIL import Image
 
     words = [word for word in trace.words if word.tokens]
-    if not words:
+    if not words or "words" in trace.record["failed"]:
         return _plain_poster(trace)
     maps = [np.nan_to_num(trace.word_map(word).values) for word in words]
     focus = [mass.max() / max(float(mass.mean()), 1e-12) for mass in maps]
@@ -87,5 +87,5 @@ def _plain_poster(trace: Trace) -> bytes:
 
 def _small_png(image: Any) -> bytes:
     buffer = io.BytesIO()
-    image.quantize(POSTER_COLORS, dither=0).save(buffer, "png", optimize=True)
+    image.quantize(POSTER_COLORS, dither=0, kmeans=1).save(buffer, "png", optimize=True)
     return buffer.getvalue()

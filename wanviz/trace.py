@@ -351,9 +351,11 @@ class Trace:
         if self._contents is None:
             return f"Trace: empty ({self._empty})"
         contents, sizes = self._contents, self._contents.sizes
+        ran = len(contents.record["steps"])
+        steps = str(sizes["step"]) if ran == sizes["step"] else f"{ran} of {sizes['step']}"
         parts = [
             f"Trace: {len(self.words)} words",
-            f"{sizes['layer']} layers x {sizes['head']} heads x {sizes['step']} steps",
+            f"{sizes['layer']} layers x {sizes['head']} heads x {steps} steps",
             "x".join(map(str, contents.grid.shape)) + " tokens",
         ]
         if "words" not in contents.record["failed"]:

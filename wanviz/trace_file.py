@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from wanviz.errors import TraceFileError
+from wanviz.files import write_whole
 
 FORMAT = 1
 Arrays = dict[str, NDArray[Any]]
@@ -24,27 +24,12 @@ def write_trace(path: str | os.PathLike[str], arrays: Arrays, header: dict[str, 
     """Write a trace so that a reader sees the old file or the whole new one, never a part.
 
     Raises:
-        TraceFileError: the folder is missing, unwritable or full.
+        TraceFileError: the path names no file, or the folder is missing, unwritable or full.
     """
-    target = Path(path)
     text = json.dumps({"format": FORMAT, **header}, ensure_ascii=True, allow_nan=False)
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     metadata = {"wanviz": text, "sha256": _digest(text, whole)}
-    draft = target.with_name(f".{target.name[:64]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with draft.open("xb") as file:
-                file.write(safetensors.numpy.save(whole, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise TraceFileError(
-            f"cannot write the trace to {str(target)!r} ({error.strerror or error}): "
-            "name a file in a folder that exists, is writable and has room"
-        ) from error
+    write_whole(path, safetensors.numpy.save(whole, metadata), "the trace", TraceFileError)
 
 
 def read_trace(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What every picture of a trace starts from: maps of its words, frames they stand for, overlays.
 
 One rule for colour holds everywhere (plots and report): a map is attention mass, a fraction of what
-a video position spends on the whole prompt; `Scale` says which mass is drawn darkest and brightest.
+a video position spends on all keys, end of text and padding included; `Scale` says which mass is drawn darkest and brightest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 from einops import rearrange
 
 from wanviz.errors import KeepError
+from wanviz.grid import pixel_frames as pixel_frames_of
+from wanviz.layout import NO_PADDING, SPECIAL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 COLOR_MAP = "magma"
+LUMA = np.array([0.30, 0.59, 0.11])  # of red, green, blue, as a canvas takes colour out
 LEAST_ALPHA, MOST_ALPHA = 0.25, 0.80  # how much of the video a map covers at the scale's two ends
 
 
@@ -33,7 +36,7 @@ class WordMaps:
     Attributes:
         words: the words that have tokens.
         maps: attention mass, [word, layer, frame, row, column]; the first layer is the mean.
-        kinds: "end_of_text" and "padding".
+        kinds: "end_of_text", and "padding" where the model attends to it.
         special: the same for these, [kind, layer, frame, row, column].
         layers: the numbers of the layers after the mean; empty if the trace kept no layers.
     """
@@ -66,7 +69,15 @@ class Scale:
 
 
 def word_maps(trace: Trace) -> WordMaps:
-    """The maps of a trace's words and of what follows them, as mean over layers and per layer."""
+    """The maps of a trace's words and of what follows them, as mean over layers and per layer.
+
+    Padding has none where the model does not attend to it. Where the capture of words failed there
+    are no words, and what follows them is NaN.
+    """
+    if "words" in trace.record["failed"]:
+        nothing = np.zeros((0, 1, *trace.contents.grid.shape), np.float32)
+        unknown = np.full((1, 1, *trace.contents.grid.shape), np.nan, np.float32)
+        return WordMaps((), nothing, SPECIAL[:1], unknown, ())
     words = tuple(word for word in trace.words if word.tokens)
     mean = trace.special[()]
     layers: tuple[int, ...] = ()
@@ -83,19 +94,20 @@ def word_maps(trace: Trace) -> WordMaps:
     for row, word in enumerate(words):
         for column, layer in enumerate(choices):
             maps[row, column] = trace.word_map(word, layer=layer).values
-    return WordMaps(
-        words=words,
-        maps=maps,
-        kinds=tuple(str(kind) for kind in mean.kind.values),
-        special=rearrange(np.asarray(special, np.float32), "layer kind f h w -> kind layer f h w"),
-        layers=layers,
-    )
+    kinds = SPECIAL[:1] if trace.record.get("padding_keys") == NO_PADDING else SPECIAL
+    behind = rearrange(np.asarray(special, np.float32), "layer kind f h w -> kind layer f h w")
+    return WordMaps(words, maps, kinds, behind[: len(kinds)], layers)
 
 
 def pixel_frames(trace: Trace) -> list[range]:
     """The video frames that each latent frame stands for."""
-    labels = [str(label) for label in trace.maps[()].pixel_frames.values]
-    return [_frame_range(label) for label in labels]
+    return [pixel_frames_of(frame) for frame in range(trace.contents.grid.frames)]
+
+
+def steps_that_ran(trace: Trace) -> str:
+    """'2 of 20 steps' where a run was stopped on its way, '' where it is whole."""
+    ran, asked = len(trace.record["steps"]), trace.contents.sizes["step"]
+    return f"{ran} of {asked} steps" if ran < asked else ""
 
 
 def shown_frame(span: range) -> int:
@@ -106,7 +118,7 @@ def shown_frame(span: range) -> int:
 def picture(trace: Trace, span: range) -> NDArray[np.uint8]:
     """The video frame of a span, [H, W, 3]; plain grey where a trace has no decoded video."""
     if trace.frames is None:
-        rows, columns = trace.maps[()].shape[-2:]
+        rows, columns = trace.contents.grid.shape[1:]
         return np.full((8 * rows, 8 * columns, 3), 96, np.uint8)
     return np.asarray(trace.frames[shown_frame(span)])
 
@@ -128,7 +140,9 @@ def upsample(mass: Floats, height: int, width: int) -> Floats:
 
 
 def overlay(frame: NDArray[np.uint8], mass: Floats, scale: Scale) -> NDArray[np.uint8]:
-    """Lay a map over a video frame: dim where the mass is low, bright where it is high.
+    """Lay a map over a video frame without its colours, which could be taken for the map's.
+
+    Dim where the mass is low, bright where it is high.
 
     Args:
         frame: [H, W, 3].
@@ -141,7 +155,8 @@ def overlay(frame: NDArray[np.uint8], mass: Floats, scale: Scale) -> NDArray[np.
     position = scale(upsample(mass, *frame.shape[:2]))
     color = colors()[np.rint(position * 255).astype(int)]
     alpha = (LEAST_ALPHA + (MOST_ALPHA - LEAST_ALPHA) * position)[..., None]
-    laid: NDArray[np.uint8] = np.rint(frame * (1 - alpha) + color * alpha).astype(np.uint8)
+    grey = (frame @ LUMA)[..., None]
+    laid: NDArray[np.uint8] = np.rint(grey * (1 - alpha) + color * alpha).astype(np.uint8)
     return laid
 
 
@@ -151,11 +166,6 @@ def colors() -> NDArray[np.uint8]:
 
     table: NDArray[np.uint8] = mpl.colormaps[COLOR_MAP](np.arange(256), bytes=True)[:, :3]
     return table
-
-
-def _frame_range(label: str) -> range:
-    first, _, last = label.replace("–", "-").partition("-")
-    return range(int(first), int(last or first) + 1)
 
 
 def _neighbours(cells: int, pixels: int) -> tuple[NDArray[np.intp], Floats]:

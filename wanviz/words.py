@@ -87,10 +87,30 @@ def split_words(encoded: EncodedPrompt) -> tuple[Word, ...]:
 
 
 def _word_spans(text: str) -> Iterator[tuple[int, int]]:
-    spans = [match.span() for match in _OTHER_RUN.finditer(text)]
+    spans = list(_spelled(text))
     for run in _HAN_RUN.finditer(text):
         spans += [(run.start() + a, run.start() + b) for a, b in _segment()(run.group())]
     yield from sorted(spans)
+
+
+def _spelled(text: str) -> Iterator[tuple[int, int]]:
+    """Words of letters and digits; accents and vowel signs belong to the letter before them."""
+    start = stop = 0
+    for match in _OTHER_RUN.finditer(text):
+        if not (match.start() == stop > 0 and _is_mark(text[stop - 1])):
+            if stop > start:
+                yield start, stop
+            start = match.start()
+        stop = match.end()
+        while stop < len(text) and _is_mark(text[stop]):
+            stop += 1
+    if stop > start:
+        yield start, stop
+
+
+def _is_mark(character: str) -> bool:
+    """Whether a character only changes the letter before it: accents, vowel signs, joiners."""
+    return unicodedata.category(character).startswith("M") or character in "\u200c\u200d"
 
 
 @functools.cache
@@ -129,8 +149,7 @@ def find_phrase(encoded: EncodedPrompt, phrase: str) -> tuple[tuple[int, int], .
 def _glued(text: str, edge: int) -> bool:
     """Whether the characters on both sides of an edge belong to one spelled word."""
     return 0 < edge < len(text) and all(
-        (c.isalnum() or unicodedata.combining(c)) and not _HAN_RUN.match(c)
-        for c in text[edge - 1 : edge + 1]
+        (c.isalnum() or _is_mark(c)) and not _HAN_RUN.match(c) for c in text[edge - 1 : edge + 1]
     )
 
 

@@ -126,7 +126,8 @@ class MixtureOfExperts(nn.Module):
         gaps = starts - (counts.cumsum(0) - counts)
         places = torch.empty_like(ids)
         places[order] = torch.arange(len(ids), device=ids.device) + gaps[ids[order]]
-        rows = ids.new_zeros(int(sizes.sum()) if halved else len(ids))
+        filled = int(sizes.sum()) if halved else len(ids)
+        rows = torch.zeros(filled, dtype=ids.dtype, device=ids.device)
         rows[places] = torch.arange(len(ids), device=ids.device) // self.top_k
         return rows, places, sizes.tolist()
 

@@ -8,6 +8,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -385,6 +386,16 @@ class TextToVideoPipeline:
                 f"{len(prompts)} prompts and {len(negatives)} negative prompts: give one for "
                 "each, or a single one for all"
             )
+        height, width, num_frames, num_inference_steps, seed = (
+            _whole(name, number)
+            for name, number in (
+                ("height", height),
+                ("width", width),
+                ("num_frames", num_frames),
+                ("num_inference_steps", num_inference_steps),
+                ("seed", seed),
+            )
+        )
         if seed is not None and not 0 <= seed < 2**63:
             raise ConfigError(f"seed={seed} cannot seed a generator: use 0 or more, e.g. 7")
         config = self.config
@@ -405,8 +416,8 @@ class TextToVideoPipeline:
         check_video_size(request.num_frames, request.height, request.width)
         for name in ("guidance_scale", "guidance_scale_2"):
             scale = getattr(request, name)
-            if not (math.isfinite(scale) and scale >= 1):
-                raise ConfigError(f"{name}={scale} cannot guide: use 1 (off) or more, e.g. 4")
+            if not (isinstance(scale, Real) and math.isfinite(scale) and scale >= 1):
+                raise ConfigError(f"{name}={scale!r} cannot guide: use 1 (off) or more, e.g. 4")
         return request
 
     def _noise(self, request: GenerationRequest, generator: torch.Generator | None) -> Tensor:
@@ -468,6 +479,18 @@ class TextToVideoPipeline:
                 changed = callback(self, step, timestep, {"latents": latents}) or {}
                 latents = changed.get("latents", latents)
         return latents
+
+
+def _whole(name: str, number: Any) -> int | None:
+    """A whole number, NumPy's too, as Python's; None stays None."""
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise ConfigError(f"{name}={number!r} is not a whole number: use one, e.g. {_USUAL[name]}")
+    return int(number)
+
+
+_USUAL = {"height": 96, "width": 96, "num_frames": 17, "num_inference_steps": 20, "seed": 7}
 
 
 def _is_visible(text: str) -> bool:

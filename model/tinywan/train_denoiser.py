@@ -20,7 +20,7 @@ from tinywan import flow, theatre
 from tinywan.attention import Attention
 from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import fitted
-from tinywan.dit import DiT
+from tinywan.dit import Block, DiT
 from tinywan.errors import ConfigError
 from tinywan.grounding import outside_share
 from tinywan.moe import MixtureOfExperts
@@ -41,6 +41,7 @@ class DenoiserRecipe:
     drop_prompt: float = 0.1  # share of captions replaced by "", for guidance
     two_experts: bool = False  # one denoiser for high noise levels, one for low ones
     bfloat16: bool = False  # matrix products in half precision, where the processor has it
+    compiled: bool = False  # the blocks through torch.compile: minutes at first, then faster steps
     shift: float | None = None  # of the noise levels; None takes the one that is sampled with
     focus: float = 0.0  # extra weight of garment and prop, which are small and carry the colours
     flow: float = 0.0  # weight of the optical-flow loss
@@ -242,6 +243,21 @@ def denoiser_loss(
     return loss, {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
 
 
+def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:
+    """Let PyTorch fuse what a block does between its matrix products.
+
+    Block by block, since the router's counts break a graph anyway. Weights keep their names.
+
+    Args:
+        model: in training; its blocks are compiled in place, at their first call.
+        backend: of `torch.compile`.
+    """
+    # one graph for each window, for pictures and clips, for one and for many lengths of prompts
+    torch._dynamo.config.recompile_limit = 64
+    for block in (module for module in model.modules() if isinstance(module, Block)):
+        block.compile(backend=backend)
+
+
 def train_denoiser(
     folder: Path,
     recipe: DenoiserRecipe,
@@ -287,6 +303,8 @@ def train_denoiser(
     if recipe.two_experts:  # both read the prompt in the same way, as in Wan
         model.text_encoder.requires_grad_(False)
     model.to(device).train()
+    if recipe.compiled:
+        compile_blocks(model)
     vae.requires_grad_(False)  # the flow loss looks through it
     trainer = Trainer(folder, model, recipe.trainer, is_hidden_matrix)
     trainer.resume()
@@ -314,7 +332,8 @@ def train_denoiser(
     def look(step: int) -> None:
         frames = recipe.phase(step - 1).num_frames
         pipe = model.pipeline(config, tokenizer, vae)
-        draw_samples(pipe, folder / f"step{step:06d}.png", frames)
+        with torch.compiler.set_stance("force_eager"):  # not worth compiling for
+            draw_samples(pipe, folder / f"step{step:06d}.png", frames)
 
     with trainer:
         trainer.run(loss_of, look)

@@ -19,6 +19,9 @@ FLAGS = [
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202edog\u202c " * 99
 
 
+EMOJI = "😀👩🏽‍🚀 a woman 🌂 in rain 🐶 is lost"
+
+
 @pytest.fixture(scope="module")
 def chromium():
     try:
@@ -42,6 +45,7 @@ def pages(painted, tmp_path_factory):
     report(painted(), folder / "plain.html")
     report(painted(HOSTILE, truncated_at=200), folder / "hostile.html")
     report(painted(video=False, keep=((),), frames=None), folder / "bare.html")
+    report(painted(EMOJI, truncated_at=19), folder / "emoji.html")
     (folder / "cell.html").write_text(f"<!doctype html>{frame(painted())}", "utf-8")
     return folder
 
@@ -171,6 +175,14 @@ def test_a_page_fits_its_window_in_both_themes(visit, width, scheme):
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = np.mean([int(n) for n in paper.strip("rgb()").split(",")])
     assert brightness > 200 if scheme == "light" else brightness < 60
+
+
+def test_an_emoji_counts_as_one_character(visit):
+    page = visit("emoji")
+    assert page.locator("#prompt .chip").all_inner_texts() == ["a", "woman", "in"]
+    assert page.locator("#prompt .lost").all_inner_texts() == ["rain 🐶 is lost"]
+    shown = page.locator("#prompt").inner_text().replace("U+200D", "\u200d")
+    assert shown.split() == EMOJI.split()
 
 
 def test_the_language_can_be_changed(visit):

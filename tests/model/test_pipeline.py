@@ -295,6 +295,13 @@ def test_the_progress_bar_can_be_silenced(pipe, capfd):
             "1 prompts and 2 negative prompts: give one for each, or a single one for all",
         ),
         ({"seed": -1}, ConfigError, "seed=-1 cannot seed a generator: use 0 or more, e.g. 7"),
+        ({"seed": 1.5}, ConfigError, "seed=1.5 is not a whole number: use one, e.g. 7"),
+        ({"seed": "7"}, ConfigError, "seed='7' is not a whole number"),
+        ({"num_frames": 5.0}, ConfigError, "num_frames=5.0 is not a whole number: .* e.g. 17"),
+        ({"height": "32"}, ConfigError, "height='32' is not a whole number"),
+        ({"num_inference_steps": True}, ConfigError, "num_inference_steps=True is not a whole"),
+        ({"guidance_scale": None}, ConfigError, "guidance_scale=None cannot guide"),
+        ({"guidance_scale_2": "4"}, ConfigError, "guidance_scale_2='4' cannot guide"),
         ({"seed": 2**64}, ConfigError, "seed=18446744073709551616 cannot seed a generator"),
         (
             {"generator": torch.Generator(), "seed": 1},
@@ -341,3 +348,8 @@ def test_any_other_text_draws_a_video_without_warning(pipe, prompt):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert draw(pipe, prompt).isfinite().all()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(pipe):
+    plain = draw(pipe, seed=3, num_frames=5)
+    assert np.array_equal(draw(pipe, seed=np.int64(3), num_frames=np.int32(5)), plain)

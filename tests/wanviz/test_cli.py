@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from types import SimpleNamespace
 
 import imageio_ffmpeg
@@ -18,6 +19,7 @@ from tinywan.errors import ConfigError
 
 import wanviz
 from wanviz import cli
+from wanviz.errors import CaptureError
 from wanviz.trace import Trace
 
 FILES = ["report.html", "storyboard.png", "video.mp4", "video.trace"]
@@ -228,7 +230,7 @@ def test_open_says_what_is_wrong_with_a_file(fault, tmp_path, capsys, painted):
         path.write_bytes(b"GIF89a" if fault == "foreign" else path.read_bytes()[:-100])
     assert cli.main(["open", str(path)]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"wanviz: .*a\.trace.*\n", said)
+    assert re.fullmatch(r"wanviz: reading .*a\.trace …\nwanviz: .*a\.trace.*\n", said)
     assert not (tmp_path / "a.html").exists()
 
 
@@ -249,3 +251,46 @@ def test_help_does_not_wait_for_torch():
     assert done.stdout.splitlines()[-1] == "[]"
     assert "explain" in done.stdout
     assert time.perf_counter() - started < 5  # 0.2 s on an idle machine; this one may be busy
+
+
+@pytest.mark.parametrize("out", [None, "umbrella.html"])
+def test_open_never_overwrites_the_trace(out, tmp_path, capsys, painted):
+    path = tmp_path / "umbrella.html"
+    painted().save(path)
+    before = path.read_bytes()
+    asked = ["open", str(path), "--no-browser"]
+    assert cli.main(asked if out is None else [*asked, "--out", str(tmp_path / out)]) == 2
+    assert path.read_bytes() == before
+    assert "would overwrite the trace" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_trace_without_a_name_gets_a_sentence(name, capsys):
+    assert cli.main(["open", name]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_what_was_captured_is_written_when_a_part_of_it_failed(
+    calls, monkeypatch, tmp_path, capsys, painted
+):
+    class Failing(Watched):
+        def __exit__(self, *error):
+            raise CaptureError("the video was made, but words could not be captured")
+
+    trace = painted()
+    trace.record["failed"] = {"words": "RuntimeError: no"}
+    monkeypatch.setattr(wanviz, "capture", Failing(trace), raising=False)
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path)]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == FILES
+    assert "words could not be captured" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_code(calls, monkeypatch, tmp_path, capsys):
+    def pipe(prompt, **options):
+        warnings.warn("the prompt was cut\nat character 7", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr(tinywan.TextToVideoPipeline, "from_pretrained", lambda *_, **__: pipe)
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "wanviz: note: the prompt was cut at character 7\n" in said
+    assert ".py" not in said

@@ -1,14 +1,18 @@
 """Still pictures: what is drawn where, in whose colours, and what the words beside them say."""
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import FontProperties, findfont
 
 from wanviz import views
 from wanviz.errors import OptionError, PhraseError
 from wanviz.font import FONT_PATH, MISSING, embedded_font, figure_style, legible
 from wanviz.plots import MOST_ROWS, plot_frames, plot_routing, plot_storyboard
+from wanviz.trace import Trace
 from wanviz.views import Scale
 
 
@@ -152,3 +156,37 @@ def test_an_embedded_font_holds_the_characters_asked_for_and_few_others():
     data = embedded_font("旗袍伞")
     assert len(data) < 20_000
     assert {ord(c) for c in "旗袍伞"} == set(TTFont(io.BytesIO(data)).getBestCmap())
+
+
+def test_equal_words_are_numbered(painted):
+    figure = plot_storyboard(painted("a red coat, a red hat"))
+    rows = [axis.get_ylabel() for axis in figure.axes]
+    assert {"red (1)", "red (2)", "coat"} <= set(rows)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_headings_stay_inside_the_figure(painted, frames):
+    trace = painted("一位穿红色旗袍的女子在江南雨巷撑伞漫步" * 6)
+    contents = trace.contents
+    arrays = {
+        name: array[..., :frames, :, :]
+        for name, array in contents.arrays.items()
+        if "words" in name
+    }
+    fewer = replace(contents, arrays=arrays, grid=replace(contents.grid, frames=frames))
+    figure = plot_storyboard(Trace(fewer), [trace.words[0]])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    wide = figure.bbox.width
+    for text in (figure._suptitle, figure._supxlabel):
+        box = text.get_window_extent(renderer)
+        assert 0 <= box.x0 < box.x1 <= wide
+    assert figure._suptitle.get_text().endswith("…")
+
+
+def test_a_map_lies_over_a_grey_frame():
+    frame = np.zeros((2, 2, 3), np.uint8)
+    frame[..., 0] = 200
+    dark = views.overlay(frame, np.zeros((1, 1), np.float32), views.Scale(0, 1))
+    first = views.colors()[0] * views.LEAST_ALPHA
+    grey = 0.3 * 200 * (1 - views.LEAST_ALPHA)
+    assert np.abs(dark - (first + grey)).max() <= 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wanviz.errors import ReportError
+from wanviz.errors import ReportError, TraceFileError
 from wanviz.report import MISSING, MOST_LEVEL, page_data, quantise, render, report
 from wanviz.show import mimebundle
 
@@ -143,3 +143,41 @@ def test_a_notebook_stores_a_sandboxed_page_a_poster_and_a_sentence(painted):
     assert Image.open(io.BytesIO(bundle["image/png"])).width > 300
     assert len(bundle["image/png"]) <= 40_000
     assert set(mimebundle(trace, include={"text/plain"})) == {"text/plain"}
+
+
+@pytest.mark.parametrize("what", ["words", "frames", "routing"])
+def test_a_trace_with_a_failed_part_is_shown_without_it(painted, what):
+    trace = painted()
+    trace.record["failed"] = {what: "RuntimeError: out of luck"}
+    data = page_data(trace)
+    assert (data["words"] == []) == (what == "words")
+    assert (data["frames"] is None) == (what == "frames")
+    assert (data["load"] is None) == (what == "routing")
+    assert data["video"]["count"] == 17
+    assert ["failed", f"{what} RuntimeError: out of luck"] in [
+        list(line) for line in data["record"]
+    ]
+    assert set(mimebundle(trace)) == {"text/plain", "image/png", "text/html"}
+
+
+def test_padding_that_nobody_reads_is_not_shown(painted):
+    trace = painted()
+    assert [kind["name"] for kind in page_data(trace)["kinds"]] == ["end_of_text", "padding"]
+    trace.record["padding_keys"] = "none attended"
+    assert [kind["name"] for kind in page_data(trace)["kinds"]] == ["end_of_text"]
+
+
+def test_a_run_that_was_stopped_says_how_far_it_came(painted):
+    trace = painted()
+    assert "6 steps (2 high-noise" in page_data(trace)["facts"]
+    trace.record["steps"] = trace.record["steps"][:3]
+    assert "3 of 6 steps (2 high-noise, 1 low-noise)" in page_data(trace)["facts"]
+    assert "3 of 6 steps" in repr(trace)
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_that_names_no_file_gets_a_sentence(painted, path):
+    with pytest.raises(ReportError, match="which names no file"):
+        report(painted(), path)
+    with pytest.raises(TraceFileError, match="which names no file"):
+        painted().save(path)

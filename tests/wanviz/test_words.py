@@ -178,3 +178,22 @@ def test_a_word_map_is_the_sum_over_its_tokens(pipe, generate):
     parts = [trace.word_map(part) for part in ("一位穿红色", "旗袍", "的女子在江南雨巷撑伞漫步")]
     np.testing.assert_allclose(sum(parts), trace.word_map(SHORT), atol=1e-6)
     np.testing.assert_allclose(trace.word_map(SHORT), trace.maps[()].sum("token"), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("كِتَابٌ جديد", ["كِتَابٌ", "جديد"]),
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("cafe\u0301 noir", ["cafe\u0301", "noir"]),
+        ("รถไฟ", ["รถไฟ"]),
+        ("红cafe\u0301猫", ["红", "cafe\u0301", "猫"]),
+        ("a☂\ufe0fb 1\ufe0f\u20e3", ["a", "b", "1\ufe0f\u20e3"]),
+    ],
+)
+def test_accents_and_vowel_signs_stay_with_their_letters(text, words):
+    assert [w.text for w in split_words(by_character(text))] == words
+
+
+def test_a_letter_is_not_found_without_its_vowel_sign():
+    assert phrase_spans(by_character("नी न"), "न", None) == ((3, 4),)

@@ -43,7 +43,7 @@
       noFrames: "Not captured: capture with frames=\"exact\".", noLoad: "Not captured: capture with routing=True.",
       noise_: (h, l) => [`${h} steps by the high-noise expert`, `${l} by the low-noise expert`], sigma: "noise level sigma, by step",
       step: (s, v, e) => `step ${s}: sigma ${v}, ${e}-noise expert`,
-      loadNote: (top) => `Row: layer. Column: token expert. Brightest: ${top} of the layer's tokens (mean over steps).`,
+      loadNote: (top) => `Row: layer. Column: token expert. Brightest: ${top} of the layer's expert places, of which every token has several (mean over steps).`,
       loadCell: (l, e, v) => `layer ${l}, token expert ${e}: ${v}`,
       cut: (n) => `The model saw only the first ${n} characters of this prompt; the rest is struck through.`,
       notDecoded: "The video itself was not decoded; only the maps are shown.",
@@ -72,7 +72,7 @@
       noFrames: "未采集：请用 frames=\"exact\" 采集。", noLoad: "未采集：请用 routing=True 采集。",
       noise_: (h, l) => [`高噪声专家 ${h} 步`, `低噪声专家 ${l} 步`], sigma: "噪声水平 sigma，按步",
       step: (s, v, e) => `第 ${s} 步：sigma ${v}，${e === "high" ? "高" : "低"}噪声专家`,
-      loadNote: (top) => `行：层；列：词元专家。最亮：该层词元的 ${top}（各步平均）。`,
+      loadNote: (top) => `行：层；列：词元专家。最亮：该层专家名额的 ${top}，每个词元占若干名额（各步平均）。`,
       loadCell: (l, e, v) => `第 ${l} 层，词元专家 ${e}：${v}`,
       cut: (n) => `模型只看到了提示词的前 ${n} 个字符，其余部分已划去。`, notDecoded: "视频本身未解码，这里只显示注意力图。",
       reading: (d) => [
@@ -155,6 +155,10 @@
     }
     const index = active();
     if (index === null || isMissing(index, state.slot)) return;
+    context.globalCompositeOperation = "saturation"; // the video's colours could be taken for the map's
+    context.fillStyle = "#808080";
+    context.fillRect(0, 0, target.width, target.height);
+    context.globalCompositeOperation = "source-over";
     paintHeat(index, latentOf(frame));
     context.imageSmoothingEnabled = heatWidth !== target.width;
     context.drawImage(heat, 0, 0, target.width, target.height);
@@ -272,10 +276,11 @@
 
   function buildPrompt() {
     const home = $("prompt");
-    const seen = data.cut ?? data.prompt.length;
+    const letters = Array.from(data.prompt); // characters as Python counts them: an emoji is one
+    const seen = data.cut ?? letters.length;
     const passage = (start, stop) => {
-      addText(home, data.prompt.slice(start, Math.min(stop, seen)), "between");
-      if (stop > seen) addText(home, data.prompt.slice(Math.max(start, seen), stop), "lost");
+      addText(home, letters.slice(start, Math.min(stop, seen)).join(""), "between");
+      if (stop > seen) addText(home, letters.slice(Math.max(start, seen), stop).join(""), "lost");
     };
     let at = 0;
     data.words.forEach((word, index) => {
@@ -285,7 +290,7 @@
       home.append(button);
       at = word.stop;
     });
-    passage(at, data.prompt.length);
+    passage(at, letters.length);
     data.kinds.forEach((_, i) => $("kinds").append(chip(data.words.length + i)));
     if (/[\u3400-\u9fff]/.test(data.prompt)) home.lang = "zh";
   }
