@@ -2,9 +2,11 @@
 
 In a world of a dozen words per caption an even mixture of all of them tells every token enough, and
 cross-attention stays flat: the words are obeyed, and its maps show nothing. The theatre knows the
-mask of every word, so the attention that a word gets can be asked to lie inside it. The loss is the
-token loss of TokenCompose, Wang et al. 2023, arXiv 2312.03626, equation 2, frame by frame. Maps of a
-model that was trained so are taught, not found: model/README.md says what that means.
+mask of every word, so two things can be asked for: that the attention a word gets lies inside its mask
+(`outside_share`, the token loss of TokenCompose, Wang et al. 2023, arXiv 2312.03626, equation 2, frame by
+frame), and that places inside it do read the word (`unread_share`), instead of all resting on the end of
+the text, where the colours of garment and prop are easily confused. Maps of a model that was trained so
+are taught, not found: model/README.md says what that means.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +20,8 @@ from torch.nn import functional as F
 
 from tinywan.keyframes import latent_place
 from tinywan.vae import CausalVAE
+
+READ = 0.15  # attention that a place inside a part should give to its name, and to its colour
 
 Mention = tuple[str, Sequence[tuple[int, int]]]  # part of a scene, characters that tell of it
 
@@ -117,3 +121,23 @@ def outside_share(read: Tensor, regions: Regions) -> Tensor:
     seen = (inside.amax(-1) >= 0.5) & regions.tokens.any(-1)[..., None]
     away = (1 - share).square() * seen
     return away.sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
+
+
+def unread_share(read: Tensor, regions: Regions) -> Tensor:
+    """How much less than `READ` the places of a part read the words that tell of it.
+
+    Args:
+        read: `[b, l, p]` attention of video tokens to prompt tokens, averaged over layers, so that
+            some of them may read and others rest.
+        regions: of the same clips.
+
+    Returns:
+        `[b]` in [0, 1]: the squared shortfall, averaged over parts; 0 where a caption names nothing
+        that is seen.
+    """
+    mass = torch.einsum("blp,bap->bal", read, regions.tokens)
+    inside = (regions.covered.flatten(2) >= 0.5) & regions.tokens.any(-1)[..., None]  # b part l
+    short = (1 - mass / READ).clamp(min=0).square() * inside
+    of_part = short.sum(-1) / inside.sum(-1).clamp(min=1)  # b part
+    seen = inside.any(-1)
+    return (of_part * seen).sum(1) / seen.sum(1).clamp(min=1)

@@ -99,7 +99,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--focus",
         type=float,
-        default=2.0,
+        default=3.0,
         help="extra weight of garment and prop, which are small and carry the colours",
     )
     parser.add_argument("--lr", type=float, default=1.5e-3, help="of AdamW")

@@ -22,7 +22,7 @@ from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import fitted
 from tinywan.dit import Block, DiT
 from tinywan.errors import ConfigError
-from tinywan.grounding import outside_share
+from tinywan.grounding import outside_share, unread_share
 from tinywan.moe import MixtureOfExperts
 from tinywan.motion import warping_error
 from tinywan.pipeline import TextToVideoPipeline
@@ -189,7 +189,8 @@ def denoiser_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Squared error of the predicted velocity, and what else the recipe asks for.
 
-    The less noise, the better it can be known what will be where, and the more grounding counts.
+    The less noise, the better it can be known what will be where, and the more grounding and focus
+    count: where nobody can know yet, more weight on costumes would paint several of them.
 
     Source: rectified flow, arXiv 2209.03003, equation 1; router: see moe.py; flow: see motion.py.
 
@@ -217,7 +218,8 @@ def denoiser_loss(
     parts = {"velocity": square.mean()}
     loss = parts["velocity"]
     if recipe.focus and batch.focus is not None:
-        weight = 1 + recipe.focus * batch.focus
+        known = (1 - batch.sigma).view(-1, 1, 1, 1, 1)
+        weight = 1 + recipe.focus * known * batch.focus
         loss = (weight * square).mean() / weight.mean()
     routers = [module.losses for module in experts if module.losses is not None]
     if routers:
@@ -225,14 +227,15 @@ def denoiser_loss(
         parts["z"] = torch.stack([r.z for r in routers]).mean()
         loss = loss + recipe.balance * parts["balance"] + recipe.z * parts["z"]
     if grounds and batch.regions is not None:
-        outside = torch.zeros_like(batch.sigma)
+        outside, unread = torch.zeros_like(batch.sigma), torch.zeros_like(batch.sigma)
         for rows, expert in model.sides(batch.sigma):
             here = batch.regions.rows(rows)
-            looks = [m.read for m in expert.modules() if isinstance(m, Attention)]
-            away = [outside_share(look, here) for look in looks if look is not None]
-            outside[rows] = torch.stack(away).mean(0)
-        parts["outside"] = outside.mean()
-        loss = loss + recipe.grounding * ((1 - batch.sigma) * outside).mean()
+            reads = [m.read for m in expert.modules() if isinstance(m, Attention)]
+            looks = [look for look in reads if look is not None]
+            outside[rows] = torch.stack([outside_share(look, here) for look in looks]).mean(0)
+            unread[rows] = unread_share(torch.stack(looks).mean(0), here)
+        parts["outside"], parts["unread"] = outside.mean(), unread.mean()
+        loss = loss + recipe.grounding * ((1 - batch.sigma) * (outside + unread)).mean()
     clear = batch.sigma <= recipe.flow_sigma  # noisier guesses have no motion to speak of yet
     if recipe.flow and vae is not None and batch.motion is not None and clear.any():
         sigma = batch.sigma[clear].view(-1, 1, 1, 1, 1)

@@ -4,7 +4,14 @@ import torch
 from tinywan import theatre
 from tinywan.attention import Attention, mean_attention
 from tinywan.checkpoint import SHIPPED
-from tinywan.grounding import Regions, outside_share, part_regions, stack_regions
+from tinywan.grounding import (
+    READ,
+    Regions,
+    outside_share,
+    part_regions,
+    stack_regions,
+    unread_share,
+)
 from tinywan.text import UnigramTokenizer
 
 EXACT = 1e-6
@@ -122,3 +129,29 @@ def test_a_batch_in_which_no_caption_names_anything_costs_nothing():
     empty = part_regions([], clip.masks, (), 64)
     read = torch.full((2, 3 * 64, 5), 0.2)
     assert outside_share(read, stack_regions([empty, empty], 5)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"), [(0.0, 1.0), (READ / 2, 0.25), (READ, 0.0), (3 * READ, 0.0)]
+)
+def test_places_of_a_part_are_asked_to_read_its_words_up_to_a_share(inside, expected):
+    read = torch.zeros(1, 4, 3)
+    read[0, :2, 1] = inside
+    read[0, 2:, 0] = 1  # places elsewhere may do what they like
+    assert unread_share(read, regions()).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_read_is_averaged_over_parts_that_are_seen_and_told():
+    tokens = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 1]]])
+    covered = torch.tensor([[[[1.0, 0, 0, 0]], [[0, 1, 1, 0]], [[1, 1, 1, 1]], [[0.4, 0, 0, 0]]]])
+    read = torch.zeros(1, 4, 3)
+    read[0, 0, 0] = 1  # the first part is read, of the second a half, the others do not count
+    read[0, 1, 1] = 1
+    assert unread_share(read, Regions(tokens, covered)).item() == pytest.approx(0.25)
+
+
+def test_nothing_is_unread_where_a_caption_names_nothing():
+    clip = theatre.render(theatre.sample_scene(np.random.default_rng(8)), 9, 64, 64)
+    empty = part_regions([], clip.masks, (), 64)
+    read = torch.full((2, 3 * 64, 5), 0.2)
+    assert unread_share(read, stack_regions([empty, empty], 5)).tolist() == [0, 0]

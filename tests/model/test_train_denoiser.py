@@ -57,7 +57,7 @@ def test_the_loss_is_the_squared_error_of_the_velocity_and_the_routers_share(con
     assert loss.item() == pytest.approx(whole, rel=1e-5)
 
 
-def test_focus_counts_the_costume_more(config):
+def test_focus_counts_the_costume_more_the_less_noise_there_is(config):
     model = speaking(config).train()
     batch = batch_of([0.2, 0.5, 0.7, 0.95])
     costume = torch.zeros(4, 1, *LATENTS[2:])
@@ -72,7 +72,8 @@ def test_focus_counts_the_costume_more(config):
     square = (predicted - (batch.noise - batch.latents)).square().mean(1, keepdim=True)
     for focus in (2.0, 5.0):
         found, parts = denoiser_loss(model, batch, replace(recipe, focus=focus))
-        expected = torch.sum((1 + focus * costume) * square) / torch.sum(1 + focus * costume)
+        weight = 1 + focus * (1 - share) * costume
+        expected = (weight * square).sum() / weight.sum()
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         assert parts["velocity"] == pytest.approx(plain.item(), rel=1e-5)
         assert found.item() != pytest.approx(plain.item(), rel=1e-4)
@@ -172,7 +173,8 @@ def test_grounding_counts_the_more_the_less_noise_there_is(config):
         even = replace(batch, sigma=torch.full((2,), level))
         loss, parts = denoiser_loss(model, even, recipe)
         assert 0 < parts["outside"] < 1
-        expected = parts["velocity"] + 3.0 * (1 - level) * parts["outside"]
+        grounding = parts["outside"] + parts["unread"]
+        expected = parts["velocity"] + 3.0 * (1 - level) * grounding
         assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert model.transformer.blocks[0].cross_attn.norm_q.weight.grad.abs().max() > 0
