@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tinywan import TextToVideoPipeline, TinywanError
-from tinywan.evaluate import find_region, sample_prompts
+from tinywan.evaluate import find_region, measure, sample_prompts
 from tqdm import tqdm
 from xarray import DataArray
 
@@ -38,6 +38,7 @@ class Pointing:
     peak: float  # share of frames whose peak of the word's map lies in the object
     centre: float  # share of frames whose centre does
     area: float  # mean share of the frame that the object covers: what a random guess hits
+    mistaken: int  # clips in which another object has its colour; they count all the same
 
 
 def peak_pixels(word_map: DataArray, height: int, width: int) -> NDArray[np.intp]:
@@ -79,6 +80,21 @@ def point(
     latent = [latent_frame(i) for i in range(num_frames)]
     row, column = peaks[latent].T
     return region[np.arange(num_frames), row, column], region[:, height // 2, width // 2]
+
+
+def belongs_to_another(frames: NDArray[np.uint8], color: str, name: str) -> bool:
+    """Whether another object than the one looked for has its colour, e.g. the coat the umbrella's.
+
+    Args:
+        frames: uint8 `[F, H, W, 3]`.
+        color: of the object looked for.
+        name: "garment" or "umbrella".
+
+    Returns:
+        True where `find_region` finds the other object.
+    """
+    seen = measure(frames)
+    return color == (seen.prop_color if name == "garment" else seen.garment_color)
 
 
 def evaluate_pointing(
@@ -132,6 +148,7 @@ def evaluate_pointing(
                     "peak": int(hit[shown].sum()),
                     "centre": int(centre[shown].sum()),
                     "area": float(region[shown].mean(axis=(1, 2)).sum()),
+                    "mistaken": int(belongs_to_another(trace.frames, color, name)),
                 }
             )
     return {name: _summary(records, name) for name in ("garment", "umbrella")}, records
@@ -144,7 +161,8 @@ def _occurrence(text: str, phrase: str, start: int) -> int | None:
 
 def _summary(records: Iterable[dict[str, Any]], name: str) -> Pointing:
     chosen = [record for record in records if record["object"] == name]
-    total = {k: sum(r[k] for r in chosen) for k in ("frames", "missing", "peak", "centre", "area")}
+    counted = ("frames", "missing", "peak", "centre", "area", "mistaken")
+    total = {k: sum(r[k] for r in chosen) for k in counted}
     frames = max(1, total["frames"])
     return Pointing(
         frames=total["frames"],
@@ -152,6 +170,7 @@ def _summary(records: Iterable[dict[str, Any]], name: str) -> Pointing:
         peak=total["peak"] / frames,
         centre=total["centre"] / frames,
         area=total["area"] / frames,
+        mistaken=total["mistaken"],
     )
 
 
@@ -178,10 +197,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TinywanError, WanvizError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{'object':10}{'frames':>8}{'missing':>9}{'peak of map':>13}{'centre':>9}{'area':>8}")
+    heads = f"{'object':10}{'frames':>8}{'missing':>9}{'peak of map':>13}{'centre':>9}{'area':>8}"
+    print(f"{heads}{'mistaken clips':>16}")
     for name, p in found.items():
         shares = f"{p.peak:13.1%}{p.centre:9.1%}{p.area:8.1%}" if p.frames else "  not in any frame"
-        print(f"{name:10}{p.frames:8}{p.missing:9}{shares}")
+        print(f"{name:10}{p.frames:8}{p.missing:9}{shares}{p.mistaken:16}")
     content = {"summary": {name: asdict(p) for name, p in found.items()}, "clips": records}
     path = options.out / "pointing.json"
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

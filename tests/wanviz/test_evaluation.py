@@ -6,7 +6,7 @@ import xarray as xr
 from tinywan import theatre
 
 from wanviz.errors import OptionError
-from wanviz.evaluation import evaluate_pointing, peak_pixels, point
+from wanviz.evaluation import belongs_to_another, evaluate_pointing, peak_pixels, point
 
 
 def word_map(values: np.ndarray) -> xr.DataArray:
@@ -38,6 +38,17 @@ def test_frames_without_the_object_are_no_hits():
     hit, centre = point(word_map(np.random.default_rng(0).random((2, 12, 12))), region)
     assert not hit.any()
     assert not centre.any()
+
+
+def test_a_coat_in_the_umbrellas_colour_is_noticed():
+    scene = theatre.Scene(
+        "man", "coat", "yellow", "umbrella", "blue", "park", "clear", "stand", "left", seed=3
+    )
+    frames = theatre.render(scene).frames
+    assert not belongs_to_another(frames, "yellow", "garment")
+    assert not belongs_to_another(frames, "blue", "umbrella")
+    assert belongs_to_another(frames, "yellow", "umbrella")
+    assert belongs_to_another(frames, "blue", "garment")
 
 
 def test_no_prompts_is_an_error_that_says_what_to_do():
