@@ -158,9 +158,14 @@ class Denoiser(nn.Module):
 
 
 def is_hidden_matrix(name: str) -> bool:
-    """Whether Muon trains this 2-D parameter: the matrices inside blocks, routers excepted."""
+    """Whether Muon trains this 2-D parameter: the matrices inside the denoiser's blocks, routers excepted.
+
+    Its steps have a fixed size, and the text encoder's weights grew under them until attention was
+    one-hot and its answer drowned: words lost their order, and colours their nouns.
+    """
     return (
-        "blocks." in name
+        name.startswith("transformer")
+        and "blocks." in name
         and name.endswith("weight")
         and not ("router" in name or "embedding" in name or "bias" in name)
     )

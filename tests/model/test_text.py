@@ -8,7 +8,9 @@ import warnings
 
 import pytest
 import torch
+from tinywan.checkpoint import SHIPPED
 from tinywan.errors import CheckpointError, ConfigError, PromptError
+from tinywan.pipeline import TextToVideoPipeline
 from tinywan.text import (
     PromptTruncatedWarning,
     TextEncoder,
@@ -60,7 +62,9 @@ def encoder(tokenizer) -> TextEncoder:
         vocab_size=tokenizer.vocab_size, dim=24, num_heads=3, ffn_dim=40, relative_buckets=8
     )
     encoder = TextEncoder(config).eval()
-    for block in encoder.blocks:  # zero at the start of training, which would hide a wrong bias
+    for block in encoder.blocks:  # zeros of a new encoder would hide a wrong bias or norm
+        torch.nn.init.uniform_(block.norm_q.weight, 0.5, 1.5)
+        torch.nn.init.uniform_(block.norm_k.weight, 0.5, 1.5)
         torch.nn.init.normal_(block.position_bias.table.weight)
     return encoder
 
@@ -321,9 +325,11 @@ def test_the_encoder_equals_a_slow_explicit_one(tokenizer, encoder):
     for block in encoder.blocks:
         h = reference_rms(x, block.norm1)
         heads, width = [], config.dim // config.num_heads
+        queries = reference_rms(h @ block.q.weight.T, block.norm_q)  # over the whole width
+        keys = reference_rms(h @ block.k.weight.T, block.norm_k)
         for n in range(config.num_heads):
             part = slice(n * width, (n + 1) * width)
-            q, k, v = (h @ to.weight[part].T for to in (block.q, block.k, block.v))
+            q, k, v = queries[:, part], keys[:, part], h @ block.v.weight[part].T
             logits = torch.empty(words, words, dtype=torch.double)
             for i in range(words):
                 for j in range(words):
@@ -366,3 +372,55 @@ def test_word_order_reaches_the_embeddings(tokenizer, encoder):
 def test_sizes_that_cannot_work_get_a_sentence(sizes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         TextEncoderConfig(**sizes)
+
+
+def swapped(first: str, second: str, text: str) -> str:
+    return text.replace(first, "?").replace(second, first).replace("?", second)
+
+
+def change_when_colours_are_swapped(encoder, tokenizer, text, colors, word) -> float:
+    """How far the vector of a word moves, relative to its length."""
+    found = []
+    for told in (text, swapped(*colors, text)):
+        ids, mask = tokenizer([told])
+        at = [told[a:b].strip() for a, b in tokenizer.encode(told).offsets].index(word)
+        found.append(encoder(ids, mask)[0, at])
+    return float((found[0] - found[1]).norm() / found[0].norm())
+
+
+SWAPS = [
+    ("a man in a green coat walks with a blue umbrella", ("green", "blue"), ("coat", "umbrella")),
+    ("一个穿绿色大衣的男人撑着一把粉色的伞", ("绿色", "粉色"), ("大衣", "伞")),
+]
+
+
+@pytest.mark.parametrize(("text", "colors", "nouns"), SWAPS)
+@torch.no_grad()
+def test_a_new_encoder_already_knows_which_colour_stands_beside_which_noun(text, colors, nouns):
+    torch.manual_seed(0)
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    encoder = TextEncoder(TextEncoderConfig(vocab_size=tokenizer.vocab_size))
+    for noun in nouns:
+        assert change_when_colours_are_swapped(encoder, tokenizer, text, colors, noun) > 0.1
+
+
+@pytest.mark.parametrize(("text", "colors", "nouns"), SWAPS)
+@torch.no_grad()
+def test_the_shipped_encoder_binds_colours_and_nouns(text, colors, nouns):
+    pipe = TextToVideoPipeline.from_pretrained()
+    for pair in zip(colors, nouns, strict=True):  # in a colour or in its noun, either will do
+        assert 0.1 < max(
+            change_when_colours_are_swapped(pipe.text_encoder, pipe.tokenizer, text, colors, word)
+            for word in pair
+        )
+
+
+def test_first_heads_begin_with_a_look_at_one_neighbour_each_the_others_at_everything():
+    encoder = TextEncoder(TextEncoderConfig(vocab_size=300))
+    for block in encoder.blocks:
+        biases = block.position_bias(9)[0]  # n q k
+        for head, away in enumerate((-1, 1, -2, 2)):
+            share = biases[head, 4].softmax(-1)
+            assert share.argmax() == 4 + away
+            assert 0.7 < share[4 + away] < 0.85
+        assert (biases[4:] == 0).all()
