@@ -416,7 +416,7 @@ class TextToVideoPipeline:
         check_video_size(request.num_frames, request.height, request.width)
         for name in ("guidance_scale", "guidance_scale_2"):
             scale = getattr(request, name)
-            if not (isinstance(scale, Real) and math.isfinite(scale) and scale >= 1):
+            if not (isinstance(scale, Real) and math.isfinite(scale) and float(scale) >= 1):
                 raise ConfigError(f"{name}={scale!r} cannot guide: use 1 (off) or more, e.g. 4")
         return request
 

@@ -12,7 +12,13 @@ from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
 from tinywan.text import UnigramTokenizer
 from tinywan.train import find_config, parse_arguments
-from tinywan.train_denoiser import Denoiser, DenoiserRecipe, denoiser_loss
+from tinywan.train_denoiser import (
+    Denoiser,
+    DenoiserRecipe,
+    compile_blocks,
+    denoiser_loss,
+    is_hidden_matrix,
+)
 from tinywan.trainer import TrainerConfig
 from tinywan.vae import CausalVAE
 from torch import nn
@@ -239,3 +245,37 @@ def test_batches_are_of_the_world_that_the_configuration_names(config, world, mo
     clips = Clips(replace(config, world=world), pipe.tokenizer, pipe.vae)
     clips.batch(0, Phase(steps=1, num_frames=1, batch=2, micro_batch=1))
     assert asked == [{"world": world}] * 2
+
+
+def test_muon_trains_the_denoisers_blocks_and_nothing_of_the_text_encoder(config):
+    model = Denoiser(config, two_experts=True)
+    chosen = [n for n, p in model.named_parameters() if p.ndim == 2 and is_hidden_matrix(n)]
+    assert {name.split(".")[0] for name in chosen} == {"transformer", "transformer_2"}
+    assert any("cross_attn.to_q" in name for name in chosen)
+    assert any("experts" in name for name in chosen)
+    assert not any("router" in name or "embedding" in name for name in chosen)
+
+
+def test_compiled_blocks_learn_the_same_and_keep_their_names(config):
+    batch = batch_of([0.2, 0.9])
+    model = speaking(config).train()
+    names, limit = list(model.state_dict()), torch._dynamo.config.recompile_limit
+    plain, _ = denoiser_loss(model, batch, RECIPE)
+    plain.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    compiled = []
+    try:
+        compile_blocks(model, backend=lambda graph, _: compiled.append(graph) or graph.forward)
+        loss, _ = denoiser_loss(model, batch, RECIPE)
+        loss.backward()
+    finally:
+        torch._dynamo.reset()
+        torch._dynamo.config.recompile_limit = limit
+    assert compiled
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            model.get_parameter(name).grad, gradient, atol=SUMS_IN_ANOTHER_ORDER, rtol=1e-3
+        )
+    assert list(model.state_dict()) == names
