@@ -181,8 +181,9 @@ sys.exit(main(["explain", "a dog", "--out", sys.argv[1]]))
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_a_real_ctrl_c_while_drawing_ends_the_process_with_130(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for one process")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_stopped_while_drawing_ends_with_130_and_leaves_nothing(stop, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-c", SLEEPER, str(out)],
@@ -192,7 +193,7 @@ def test_a_real_ctrl_c_while_drawing_ends_the_process_with_130(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout.readline() == "drawing\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in said
