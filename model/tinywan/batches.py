@@ -19,6 +19,7 @@ from tinywan.text import UnigramTokenizer
 from tinywan.trainer import rank_and_world
 from tinywan.vae import CausalVAE
 
+ACTING = ("subject", "prop", "companion")  # small parts of the picture that captions are about
 _TOGETHER = 8  # clips that the VAE encodes at a time; bounds the memory
 
 
@@ -45,8 +46,8 @@ class Batch:
         condition: `[b, 4 + c, f, h, w]` mask and latents of keyframes; None without any.
         motion: of the clips; None where it is not asked for.
         regions: where the words of the captions are; None where it is not asked for.
-        focus: `[b, 1, f, h, w]` share of each latent that garment and prop cover; None where it is
-            not asked for.
+        focus: `[b, 1, f, h, w]` share of each latent that those who act cover; None where it is not
+            asked for.
     """
 
     ids: Tensor
@@ -89,7 +90,7 @@ class Clips:
         drop_prompt: share of captions replaced by "", for guidance.
         motion: whether batches of clips tell how they move.
         regions: whether batches tell where the words of their captions are.
-        focus: whether batches tell where garments and props are.
+        focus: whether batches tell where those who act are, and what they carry.
         shift: of the noise levels; None takes the one that the model samples with.
         bfloat16: encode in half precision.
     """
@@ -146,8 +147,8 @@ class Clips:
                 offsets = self.tokenizer.encode(captions[-1]).offsets[:-1]
                 regions.append(part_regions(told_of, clip.masks, offsets, config.text.text_len))
             if self.focus:
-                costume = clip.masks["garment"] | clip.masks.get("prop", False)
-                focus.append(cover(torch.from_numpy(costume)[None]))
+                acting = [clip.masks[name] for name in ACTING if name in clip.masks]
+                focus.append(cover(torch.from_numpy(np.logical_or.reduce(acting))[None]))
             if self.motion and phase.num_frames > 1:
                 motions.append(true_motion(video, torch.from_numpy(clip.flow).to(device)[None]))
         latents = self._encode(torch.cat(videos))

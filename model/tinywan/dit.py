@@ -17,6 +17,7 @@ from tinywan.attention import Attention, Grid
 from tinywan.errors import ConfigError
 from tinywan.moe import FeedForward, MixtureOfExperts, Router
 from tinywan.norms import LayerNorm
+from tinywan.positions import NUM_FEATURES, position_features
 from tinywan.rope import rotary_table
 
 
@@ -28,16 +29,17 @@ class DiTConfig:
     num_heads: int = 6
     num_layers: int = 6
     ffn_dim: int = 768  # of a dense feed-forward; unused with token experts
-    in_channels: int = 16  # of the latents, in and out
+    in_channels: int = 32  # of the latents, in and out
     condition_channels: int = 0  # read beside the latents: mask and latents of keyframes
     patch_size: Grid = (1, 1, 1)  # latent frames, rows and columns per token
     text_dim: int = 192  # width of prompt_embeds
-    text_len: int = 64  # prompt tokens with padding
+    text_len: int = 96  # prompt tokens with padding
     freq_dim: int = 256  # of the sinusoidal timestep
     eps: float = 1e-6
     attention: Literal["factorised", "full"] = "factorised"
     spatial_windows: tuple[int | None, ...] = (2, 3, 4, 6, None, None)  # radius per layer
     temporal_windows: tuple[int | None, ...] = (1, 1, 2, 2, None, None)  # None sees everything
+    absolute_positions: bool = True  # beside rotary ones, which are relative and all that Wan has
     mask_padding: bool = True  # prompts are short here; Wan attends to its padding as well
     num_experts: int = 10  # token experts per layer; 0 is a dense feed-forward
     top_k: int = 3  # token experts that work on one token
@@ -96,7 +98,11 @@ class Modulation(NamedTuple):
 
     def __call__(self, normed: Tensor) -> Tensor:  # [b l c] -> [b l c]
         """Shift and scale what goes into the sublayer."""
-        return (normed * (1 + self.scale) + self.shift).to(normed.dtype)
+        return torch.addcmul(self.shift, normed.float(), 1 + self.scale).to(normed.dtype)
+
+    def add(self, x: Tensor, answer: Tensor) -> Tensor:  # [b l c], [b l c] -> [b l c]
+        """Add the sublayer's answer to the residual stream, as much of it as the gate lets through."""
+        return torch.addcmul(x.float(), self.gate, answer.float()).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -165,14 +171,12 @@ class Block(nn.Module):
         )
         for name, modulation in zip(self.looks, looking, strict=True):
             attend = getattr(self, name)
-            seen = attend(modulation(self.norm1(x)), grid=grid, rotary=rotary)
-            x = x + (modulation.gate * seen).to(x.dtype)
+            x = modulation.add(x, attend(modulation(self.norm1(x)), grid=grid, rotary=rotary))
         read = self.cross_attn(self.norm2(x), keys_values, attended=attended)
         x = x + read
         normed = thinking(self.norm3(x))
         thought = self.moe(normed, read) if hasattr(self, "moe") else self.ffn(normed)
-        x = x + (thinking.gate * thought).to(x.dtype)
-        return self.resid_post(x)
+        return self.resid_post(thinking.add(x, thought))
 
 
 class DiT(nn.Module):
@@ -196,6 +200,8 @@ class DiT(nn.Module):
             nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
         )
         self.time_embed = nn.Identity()  # tap
+        if config.absolute_positions:
+            self.position_embedding = nn.Linear(NUM_FEATURES, dim, bias=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         sublayers = 3 if config.attention == "factorised" else 2
         self.time_proj = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * sublayers * dim))
@@ -205,7 +211,7 @@ class DiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier for every matrix, N(0, 0.02) for time, zero for the output: it starts silent."""
+        """Xavier for every matrix, N(0, 0.02) for time, zero for positions and the output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -215,7 +221,9 @@ class DiT(nn.Module):
             for module in part:
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(self.proj_out.weight)
+        if self.config.absolute_positions:
+            nn.init.zeros_(self.position_embedding.weight)
+        nn.init.zeros_(self.proj_out.weight)  # it starts silent
 
     def read(self, prompt_embeds: Tensor) -> Context:
         """Keys and values of the prompt for every block, to be computed once per video.
@@ -265,6 +273,9 @@ class DiT(nn.Module):
             pf=pf, ph=ph, pw=pw,
         )  # fmt: skip
         x = self.patch_embedding(x)  # b l c
+        if self.config.absolute_positions:
+            places = position_features(grid).to(x)  # l features
+            x = x + self.position_embedding(places)
         context = prompt_embeds if isinstance(prompt_embeds, Context) else self.read(prompt_embeds)
         waves = sinusoids(timestep, self.config.freq_dim).to(x.dtype)
         embed = self.time_embed(self.time_embedder(waves))  # b c
@@ -273,7 +284,7 @@ class DiT(nn.Module):
         for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
             x = block(x, keys_values, context.attended, time, rotary, grid)
         shift, scale = (self.scale_shift_table.float() + embed.float()[:, None]).chunk(2, dim=1)
-        x = (self.norm_out(x) * (1 + scale) + shift).to(x.dtype)
+        x = torch.addcmul(shift, self.norm_out(x).float(), 1 + scale).to(x.dtype)
         f, h, w = grid
         return rearrange(
             self.proj_out(x),

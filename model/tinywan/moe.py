@@ -95,6 +95,27 @@ class MixtureOfExperts(nn.Module):
             self.losses = self._losses(logits, ids)
 
         tokens = x.flatten(0, -2)  # [b·l, c]
+        ids, weights = ids.flatten(0, -2), weights.flatten(0, -2)  # [b·l, topk]
+        mix = self._mix_whole if torch.is_grad_enabled() else self._mix_in_turn
+        return self.out(mix(tokens, ids, weights).view_as(x))
+
+    def _mix_in_turn(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """One expert after the other adds its answers, so that what it works on stays in the cache.
+
+        A router sends no token to one expert twice, so every sum has one order, on GPUs as well.
+        """
+        order = ids.flatten().argsort(stable=True)  # slots of one expert become neighbours
+        counts = ids.flatten().bincount(minlength=self.num_experts).tolist()
+        rows = (order // self.top_k).split(counts)
+        shares = weights.flatten()[order, None].split(counts)
+        mixed = torch.zeros_like(tokens)
+        for expert, row, share in zip(self.experts, rows, shares, strict=True):
+            if len(row):
+                mixed.index_add_(0, row, expert(tokens.index_select(0, row)) * share)
+        return mixed
+
+    def _mix_whole(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """All slices in one tensor: the way back would fill a whole gradient for each of them."""
         rows, places, sizes = self._sort(ids.flatten())
         # index_select: its way back is several times faster on a CPU than that of tokens[rows]
         slices = tokens.index_select(0, rows).split(sizes)
@@ -103,8 +124,7 @@ class MixtureOfExperts(nn.Module):
         )
         # Back in the order of tokens; index_add would sum in another order in every run on CUDA.
         answers = answers.index_select(0, places).unflatten(0, (-1, self.top_k))  # [b·l, topk, c]
-        mixed = (answers * weights.flatten(0, -2)[..., None]).sum(1)  # [b·l, c]
-        return self.out(mixed.view_as(x))
+        return (answers * weights[..., None]).sum(1)  # [b·l, c]
 
     def _sort(self, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Bring together what one expert works on.

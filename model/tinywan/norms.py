@@ -22,9 +22,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[... dim] -> [... dim], in x's dtype."""
-        return nn.functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(
-            x.dtype
-        )
+        wide, weight = x.float(), self.weight.float()
+        if wide.device.type != "cpu":
+            return nn.functional.rms_norm(wide, x.shape[-1:], weight, self.eps).to(x.dtype)
+        # on a CPU PyTorch's own (2.13) takes more than twice as long as this
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = torch.rsqrt(length.square() / x.shape[-1] + self.eps)
+        return (wide * scale * weight).to(x.dtype)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -87,9 +87,18 @@ PRESETS = {
     "debug": ModelConfig(
         "debug",
         TextEncoderConfig(dim=32, num_heads=2, num_layers=1, ffn_dim=64),
-        VAEConfig(encoder_widths=(8, 16), decoder_widths=(8, 16), encoder_depth=1, decoder_depth=1),
+        VAEConfig(
+            latent_channels=16,
+            encoder_widths=(8, 16),
+            decoder_widths=(8, 16),
+            encoder_depth=1,
+            decoder_depth=1,
+            latents_mean=(0.0,) * 16,
+            latents_std=(1.0,) * 16,
+        ),
         DiTConfig(
             dim=32,
+            in_channels=16,
             num_heads=2,
             num_layers=2,
             ffn_dim=128,

@@ -246,7 +246,7 @@ class TextEncoderConfig:
     num_heads: int = 6  # heads of dim / num_heads channels
     num_layers: int = 2  # captions are short: two blocks bind colours to their nouns
     ffn_dim: int = 512  # inner width of the gated feed-forward, 8/3 dim as usual with gates
-    text_len: int = 64  # tokens a prompt is padded to
+    text_len: int = 96  # tokens a prompt is padded to
     relative_buckets: int = 32  # learnt distances, half of them to each side (T5)
     max_distance: int = 128  # tokens; farther ones share the last bucket (T5)
     eps: float = 1e-6  # of the RMS norms

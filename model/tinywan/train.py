@@ -23,8 +23,10 @@ from tinywan.pipeline import TextToVideoPipeline, find_device
 from tinywan.presets import PRESETS, ModelConfig, preset
 from tinywan.train_denoiser import DenoiserRecipe, train_denoiser
 from tinywan.train_vae import VAERecipe, train_vae
-from tinywan.trainer import TrainerConfig, rank_and_world
+from tinywan.trainer import TrainerConfig, keep_freed_memory, rank_and_world
 from tinywan.vae import CausalVAE
+
+VAE_STEPS = 1300  # from nothing, unless the command line says otherwise
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -42,11 +44,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the run")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="sizes; tiny by default")
-    parser.add_argument("--vae-steps", type=int, default=1300, help="steps of the VAE")
+    parser.add_argument(
+        "--vae-steps",
+        type=int,
+        help="steps of the VAE; 1300 by default, none where --start-from brings one",
+    )
+    parser.add_argument("--vae-batch", type=int, default=4, help="crops per step of the VAE")
+    parser.add_argument("--vae-lr", type=float, default=2e-3, help="of AdamW for the VAE")
+    parser.add_argument("--vae-muon-lr", type=float, default=0.02, help="of Muon for the VAE")
     parser.add_argument(
         "--start-from",
         type=Path,
-        help="go on from this checkpoint's weights; its VAE is kept as it is",
+        help="go on from this checkpoint's weights; its VAE is kept as it is unless --vae-steps is given",
     )
     parser.add_argument(
         "--noise-experts",
@@ -100,7 +109,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--focus",
         type=float,
         default=3.0,
-        help="extra weight of garment and prop, which are small and carry the colours",
+        help="extra weight of those who act and what they carry, which is small",
     )
     parser.add_argument("--lr", type=float, default=1.5e-3, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="of Muon")
@@ -158,24 +167,39 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
     return replace(config, dit=replace(dit, router=options.router or dit.router))
 
 
-def obtain_vae(options: argparse.Namespace, config: ModelConfig, device: str) -> CausalVAE:
-    """Train the VAE, or resume it.
+def obtain_vae(
+    options: argparse.Namespace, config: ModelConfig, device: str, start: CausalVAE | None = None
+) -> CausalVAE:
+    """Train the VAE, resume it, or take the one that there is.
 
     Args:
         options: from `parse_arguments`.
         config: sizes.
         device: where it goes.
+        start: what to go on from, if anything.
 
     Returns:
         The VAE in evaluation mode.
     """
+    if start is not None and not options.vae_steps:
+        return start.to(device)
     recipe = VAERecipe(
-        TrainerConfig(steps=options.vae_steps, sample_every=300),
+        TrainerConfig(
+            steps=options.vae_steps or VAE_STEPS,
+            lr=options.vae_lr,
+            muon_lr=options.vae_muon_lr,
+            bfloat16=options.bfloat16,
+            sample_every=1000,
+        ),
+        batch=options.vae_batch,
         seed=options.seed,
+        world=config.world,
+        bfloat16=options.bfloat16,
+        compiled=options.compile,
         size=config.height,
         crop=min(64, config.height),
     )
-    return train_vae(options.out / "vae", recipe, config.vae, device)
+    return train_vae(options.out / "vae", recipe, config.vae, device, start)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -189,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     device = options.device
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device == "cuda":
@@ -208,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             start = TextToVideoPipeline.from_pretrained(options.start_from)
             separate = start.transformer_2 is not start.transformer
         config = find_config(options, start)
-        vae = obtain_vae(options, config, device) if start is None else start.vae.to(device)
+        vae = obtain_vae(options, config, device, None if start is None else start.vae)
         frames = config.num_frames
         phases = (
             Phase(options.image_steps, 1, options.image_batch, 4 * options.micro_batch),

@@ -5,9 +5,9 @@ same order (arXiv 2503.20314, section 4.4). Latents come from the frozen VAE as 
 that no clip is seen twice and nothing is stored.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tinywan import flow, theatre
 from tinywan.attention import Attention
 from tinywan.batches import Batch, Clips, Phase
-from tinywan.checkpoint import fitted
+from tinywan.checkpoint import fitted, write_atomically
 from tinywan.dit import Block, DiT
 from tinywan.errors import ConfigError
 from tinywan.grounding import outside_share, unread_share
@@ -28,6 +28,7 @@ from tinywan.motion import warping_error
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import ModelConfig
 from tinywan.text import TextEncoder, UnigramTokenizer
+from tinywan.theatre.scene import World
 from tinywan.trainer import Trainer, TrainerConfig, rank_and_world
 from tinywan.vae import CausalVAE
 
@@ -43,7 +44,7 @@ class DenoiserRecipe:
     bfloat16: bool = False  # matrix products in half precision, where the processor has it
     compiled: bool = False  # the blocks through torch.compile: minutes at first, then faster steps
     shift: float | None = None  # of the noise levels; None takes the one that is sampled with
-    focus: float = 0.0  # extra weight of garment and prop, which are small and carry the colours
+    focus: float = 0.0  # extra weight of those who act and what they carry, which is small
     flow: float = 0.0  # weight of the optical-flow loss
     flow_sigma: float = 0.5  # noise level up to which it is asked for
     grounding: float = 0.0  # weight of reading words where their objects are, see grounding.py
@@ -59,13 +60,27 @@ class DenoiserRecipe:
             step -= phase.steps
         return self.phases[-1]
 
+    def seen(self, steps: int) -> dict[str, int]:
+        """How many "pictures" and "clips" were shown after so many steps."""
+        shown = {"pictures": 0, "clips": 0}
+        for phase in self.phases:
+            shown["pictures" if phase.num_frames == 1 else "clips"] += phase.batch * min(
+                steps, phase.steps
+            )
+            steps = max(0, steps - phase.steps)
+        return shown
+
+
+SNAPSHOTS, SEEN = "snapshots", "seen.json"  # of a run: weights on the way, and what they had seen
 
 # Chinese is written without spaces; these stay tokens of their own, so that 雨 in 雨巷 is the rain.
 WORDS = tuple(
     "旗袍 大衣 外套 衬衫 雨衣 毛衣 背心 雨伞 伞 灯笼 女子 女人 女士 姑娘 男子 男人 先生 孩子 小孩 儿童 小狗 狗 "
     "红色 黄色 绿色 蓝色 紫色 粉色 江南 雨 雪 巷 小巷 巷子 公园 海滩 沙滩 海边 街道 街头 街 夜晚 "
     "漫步 散步 奔跑 跑步 走 跑 站 站着 向左 向右 撑 打着 提着 穿 穿着 晴 晴朗 "
-    "背景 青石板路 石板路 屋檐 滴水 白墙 树 草地 小路 大海 海 沙 天空 窗 路灯 楼".split()
+    "背景 青石板路 石板路 屋檐 滴水 白墙 树 草地 小路 大海 海 沙 天空 窗 路灯 楼 "
+    "小猫 猫 白 黑 棕 白色 黑色 棕色 身边 跟着 带着 一起 衣服 风 风雨 镜头 左移 右移 移动 推近 拉近 左 右 "
+    "胶片 老电影 复古 黑白 画面 影像".split()
 )
 
 PROBE_PROMPTS = (
@@ -172,13 +187,14 @@ def is_hidden_matrix(name: str) -> bool:
 
 
 def train_tokenizer(
-    captions: int = 6000, world: Literal["first", "whole"] = "first"
+    world: World = "first", text_len: int = 64, captions: int = 6000
 ) -> UnigramTokenizer:
     """Learn the tokens from captions of the theatre.
 
     Args:
-        captions: how many scenes to describe in each language.
         world: of the theatre.
+        text_len: tokens of a prompt with padding.
+        captions: how many scenes to describe in each language.
 
     Returns:
         A tokenizer in which every word of the theatre's lexicon is one token.
@@ -186,7 +202,7 @@ def train_tokenizer(
     rng = np.random.default_rng(0)
     scenes = [theatre.sample_scene(rng, world=world) for _ in range(captions)]
     texts = [theatre.caption(s, language, rng).text for s in scenes for language in ("en", "zh")]
-    return UnigramTokenizer.train(texts, words=WORDS)
+    return UnigramTokenizer.train(texts, vocab_size=1024, text_len=text_len, words=WORDS)
 
 
 def denoiser_loss(
@@ -297,7 +313,11 @@ def train_denoiser(
             )
     if not (folder / "tokenizer.json").exists():
         # the same in every process
-        made = train_tokenizer(world=config.world) if start is None else start.tokenizer
+        made = (
+            train_tokenizer(config.world, config.text.text_len)
+            if start is None
+            else start.tokenizer
+        )
         if rank == 0:
             made.save_pretrained(folder)
     if world > 1:
@@ -342,6 +362,9 @@ def train_denoiser(
         pipe = model.pipeline(config, tokenizer, vae)
         with torch.compiler.set_stance("force_eager"):  # not worth compiling for
             draw_samples(pipe, folder / f"step{step:06d}.png", frames)
+        snapshot = folder / SNAPSHOTS / f"step{step:06d}"
+        pipe.save_pretrained(snapshot)
+        write_atomically(snapshot / SEEN, json.dumps(recipe.seen(step)).encode())
 
     with trainer:
         trainer.run(loss_of, look)

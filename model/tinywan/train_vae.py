@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from tinywan import theatre
+from tinywan.theatre.scene import World
 from tinywan.trainer import Trainer, TrainerConfig, rank_and_world
-from tinywan.vae import CausalVAE, VAEConfig
+from tinywan.vae import CausalVAE, ResBlock, VAEConfig
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,12 @@ class VAERecipe:
     num_frames: int = 9  # short clips are enough: the convolutions reach back a few frames only
     crop: int = 64  # pixels, of clips `size` wide
     size: int = 96
-    kl: float = 3e-4  # weight of the Kullback-Leibler term per latent number
+    kl: float = 1e-4  # weight of the Kullback-Leibler term per latent number
+    square: float = 4.0  # weight of the squared error beside the absolute one
     subject_weight: float = 2.0  # extra weight of pixels of the subject and its prop
+    world: World = "first"
+    bfloat16: bool = False  # convolutions in half precision, where the processor has it
+    compiled: bool = False  # residual blocks through torch.compile
     seed: int = 0
 
 
@@ -41,7 +46,7 @@ def training_batch(recipe: VAERecipe, step: int) -> tuple[Tensor, Tensor]:
     videos, weights = [], []
     for clip_index in range(rank, recipe.batch, world):
         rng = np.random.default_rng([recipe.seed, 1, step, clip_index])
-        scene = theatre.sample_scene(rng)
+        scene = theatre.sample_scene(rng, world=recipe.world)
         clip = theatre.render(scene, recipe.num_frames, recipe.size, recipe.size)
         important = clip.masks["subject"].copy()
         if "prop" in clip.masks:
@@ -56,7 +61,7 @@ def training_batch(recipe: VAERecipe, step: int) -> tuple[Tensor, Tensor]:
 
 
 def vae_loss(
-    vae: CausalVAE, video: Tensor, weight: Tensor, kl_weight: float, generator: torch.Generator
+    vae: CausalVAE, video: Tensor, weight: Tensor, recipe: VAERecipe, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """Absolute and squared error of the picture, and distance of the latents from a Gaussian.
 
@@ -66,25 +71,33 @@ def vae_loss(
         vae: in training.
         video: `[b, 3, F, H, W]` in [-1, 1].
         weight: `[b, 1, F, H, W]`, mean 1.
-        kl_weight: of the Kullback-Leibler term.
+        recipe: weights of the terms, and the precision.
         generator: for the sampled latents.
 
     Returns:
         The loss, and its parts for the log.
     """
-    mean, logvar = vae.posterior(video)
-    logvar = logvar.clamp(-20, 10)
-    noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean.device)
-    error = vae.reconstruct(mean + noise * (0.5 * logvar).exp()) - video
+    with torch.autocast(video.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        mean, logvar = (part.float() for part in vae.posterior(video))
+        logvar = logvar.clamp(-20, 10)
+        noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean.device)
+        seen = vae.reconstruct(mean + noise * (0.5 * logvar).exp())
+    error = seen.float() - video
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     absolute = (weight * error.abs()).mean()
     square = (weight * error.square()).mean()
     psnr = 10 * torch.log10(4 / error.detach().square().mean()).item()
-    loss = absolute + square + kl_weight * kl
+    loss = absolute + recipe.square * square + recipe.kl * kl
     return loss, {"loss": loss.item(), "psnr": psnr, "kl": kl.item()}
 
 
-def train_vae(folder: Path, recipe: VAERecipe, config: VAEConfig, device: str = "cpu") -> CausalVAE:
+def train_vae(
+    folder: Path,
+    recipe: VAERecipe,
+    config: VAEConfig,
+    device: str = "cpu",
+    start: CausalVAE | None = None,
+) -> CausalVAE:
     """Train or resume, and return the VAE with averaged weights and measured latents.
 
     Args:
@@ -92,12 +105,19 @@ def train_vae(folder: Path, recipe: VAERecipe, config: VAEConfig, device: str = 
         recipe: what to see and how long.
         config: sizes.
         device: "cpu", "cuda", …
+        start: of the same sizes, to go on from.
 
     Returns:
         The VAE in evaluation mode.
     """
     torch.manual_seed(recipe.seed)
     vae = CausalVAE(config).to(device).train()
+    if start is not None:
+        vae.load_state_dict(start.state_dict())
+    if recipe.compiled:
+        torch._dynamo.config.recompile_limit = 64  # one graph for each of the resolutions
+        for block in (module for module in vae.modules() if isinstance(module, ResBlock)):
+            block.compile()
     trainer = Trainer(folder, vae, recipe.trainer, is_matrix=lambda name: True)
     trainer.resume()
 
@@ -106,16 +126,18 @@ def train_vae(folder: Path, recipe: VAERecipe, config: VAEConfig, device: str = 
         rank, world = rank_and_world()
         seed = (recipe.seed * 1_000_003 + step) * world + rank
         generator = torch.Generator().manual_seed(seed)
-        return vae_loss(vae, video.to(device), weight.to(device), recipe.kl, generator)
+        return vae_loss(vae, video.to(device), weight.to(device), recipe, generator)
 
     def look(step: int) -> None:
-        draw_reconstructions(vae, folder / f"step{step:06d}.png", recipe.size, device)
+        with torch.compiler.set_stance("force_eager"):
+            draw_reconstructions(vae, folder / f"step{step:06d}.png", recipe, device)
 
     with trainer:
         trainer.run(loss_of, look)
     with trainer.averaged():
         weights = {name: value.clone() for name, value in vae.state_dict().items()}
-        mean, std = measure_latents(vae, recipe.size, device)
+        with torch.compiler.set_stance("force_eager"):
+            mean, std = measure_latents(vae, recipe.size, device, world=recipe.world)
     finished = CausalVAE(replace(config, latents_mean=mean, latents_std=std))
     finished.load_state_dict(weights)
     return finished.to(device).eval()
@@ -123,43 +145,48 @@ def train_vae(folder: Path, recipe: VAERecipe, config: VAEConfig, device: str = 
 
 @torch.no_grad()
 def measure_latents(
-    vae: CausalVAE, size: int, device: str, clips: int = 64
+    vae: CausalVAE, size: int, device: str, clips: int = 64, world: World = "first"
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every latent channel over rendered clips.
+
+    The Kullback-Leibler term pulls towards 1; channels that spread less carry fine details, and are not blown up:
+    they stay weak beside the noise, so that they are settled last.
 
     Args:
         vae: trained.
         size: pixels of a clip's side.
         device: where the VAE is.
         clips: how many to look at.
+        world: of the theatre.
 
     Returns:
-        Two tuples of one number per channel.
+        Two tuples of one number per channel; deviations of 1 at least.
     """
     rng = np.random.default_rng(1)
     means = []
     for _ in range(clips):
-        frames = theatre.render(theatre.sample_scene(rng), 17, size, size).frames
+        frames = theatre.render(theatre.sample_scene(rng, world=world), 17, size, size).frames
         video = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
         means.append(vae.posterior(video)[0].transpose(0, 1).flatten(1))
     values = torch.cat(means, dim=1)
-    return tuple(values.mean(1).tolist()), tuple(values.std(1).tolist())
+    return tuple(values.mean(1).tolist()), tuple(values.std(1).clamp(min=1).tolist())
 
 
 @torch.no_grad()
-def draw_reconstructions(vae: CausalVAE, path: Path, size: int, device: str) -> None:
+def draw_reconstructions(vae: CausalVAE, path: Path, recipe: VAERecipe, device: str) -> None:
     """Clips above, what the VAE makes of them below.
 
     Args:
         vae: to draw with.
         path: PNG file to write.
-        size: pixels of a clip's side.
+        recipe: sizes and world.
         device: where the VAE is.
     """
-    rng = np.random.default_rng(2)
+    rng, size = np.random.default_rng(2), recipe.size
     columns = []
     for _ in range(6):
-        frames = theatre.render(theatre.sample_scene(rng), 9, size, size).frames
+        scene = theatre.sample_scene(rng, world=recipe.world)
+        frames = theatre.render(scene, 9, size, size).frames
         video = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
         seen = vae.reconstruct(vae.posterior(video)[0])[0].permute(1, 2, 3, 0)
         drawn = ((seen.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()

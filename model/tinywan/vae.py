@@ -24,14 +24,14 @@ Cache = dict[nn.Module, Tensor]  # what each temporal layer must remember of ear
 class VAEConfig:
     """Sizes of the VAE; stride is (4, 8, 8): a 4x4 patch, then one more halving in space."""
 
-    latent_channels: int = 16  # as Wan2.1
+    latent_channels: int = 32  # Wan2.1 has 16, Wan2.2's 5B model 48
     patch: int = 4  # pixels folded into channels before the first layer
     encoder_widths: tuple[int, int] = (64, 128)  # at stride 4, at stride 8
     decoder_widths: tuple[int, int] = (96, 160)  # at stride 4, at stride 8
     encoder_depth: int = 2  # residual blocks at stride 8 with all time folded
     decoder_depth: int = 2  # residual blocks per level of the decoder
-    latents_mean: tuple[float, ...] = (0.0,) * 16  # per channel, measured after training
-    latents_std: tuple[float, ...] = (1.0,) * 16
+    latents_mean: tuple[float, ...] = (0.0,) * 32  # per channel, measured after training
+    latents_std: tuple[float, ...] = (1.0,) * 32
 
     def __post_init__(self) -> None:
         if not len(self.latents_mean) == len(self.latents_std) == self.latent_channels:
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
 
 
 class CausalVAE(nn.Module):
-    """Encoder and decoder; the latents that others see have mean 0 and variance 1 per channel."""
+    """Encoder and decoder; the latents that others see have mean 0 and at most variance 1."""
 
     stride = (4, 8, 8)  # pixel frames, rows and columns per latent one
 
@@ -240,7 +240,7 @@ class CausalVAE(nn.Module):
             chunk: latent frames to work on at a time; None takes all at once.
 
         Returns:
-            `[b, c, f, h, w]`, f = (F - 1) / 4 + 1, mean 0 and variance 1 over the training world.
+            `[b, c, f, h, w]`, f = (F - 1) / 4 + 1, mean 0 and at most variance 1 over the training world.
 
         Raises:
             ConfigError: for sizes that do not fit the stride.

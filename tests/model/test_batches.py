@@ -49,14 +49,14 @@ def test_half_precision_gives_nearly_the_same_latents(vae):
     assert (exact - rounded).norm() < 0.02 * exact.norm()
 
 
-def test_focus_is_the_share_that_garment_and_prop_cover(vae):
+def test_focus_is_the_share_that_those_who_act_and_what_they_carry_cover(vae):
     focus = batch_of(vae, focus=True).focus
     assert focus is not None
     assert focus.shape == (10, 1, 2, 4, 4)
     props = 0
     for number in range(10):
         scene, drawn = clip(number)
-        costume = drawn.masks["garment"].copy()
+        costume = drawn.masks["subject"].copy()
         if scene.prop != "none":
             costume |= drawn.masks["prop"]
             props += 1

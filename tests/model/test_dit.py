@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tinywan.dit import Block, DiT, DiTConfig, Modulation, sinusoids
@@ -283,3 +285,18 @@ def test_latents_that_do_not_fit_get_a_sentence(shape, sentence):
 def test_a_configuration_that_cannot_be_gets_a_sentence(options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         DiTConfig(**{**SMALL, **options})
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_in_even_noise_only_absolute_positions_tell_places_and_frames_apart(absolute):
+    model = speaking(replace(CONFIGS["factorised"], absolute_positions=absolute))
+    if absolute:
+        nn.init.normal_(model.position_embedding.weight)
+    even = torch.full((1, 4, 3, 4, 4), 0.3)
+    with torch.no_grad():
+        velocity = model(even, torch.tensor([900.0]), torch.randn(1, PROMPT, TEXT_DIM))
+    for axis in (2, 3, 4):
+        differs = velocity.diff(dim=axis).abs().amax()
+        assert (differs > 1e-3) == absolute
+    mirrored = (velocity - velocity.flip(-1)).abs().max()
+    assert (mirrored > 1e-3) == absolute  # left is not right

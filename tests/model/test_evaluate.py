@@ -1,6 +1,7 @@
 """The judge is right on clips whose truth is known, and the evaluation counts what it says."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,18 +244,35 @@ def test_table_shows_the_judge_beside_the_model() -> None:
 def test_command_writes_findings_and_sheet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shipped = SimpleNamespace(from_pretrained=lambda path, device: Painter())
-    monkeypatch.setattr(evaluation, "TextToVideoPipeline", shipped)
-    command = ["--prompts", "4", "--judge-clips", "2"]
+    painter = Painter()
+    config = SimpleNamespace(world="first", num_frames=17, height=96)
+    painter.config = SimpleNamespace(**vars(config), dit=SimpleNamespace(condition_channels=0))
+    painter.vae = SimpleNamespace()
+    monkeypatch.setattr(
+        evaluation,
+        "TextToVideoPipeline",
+        SimpleNamespace(from_pretrained=lambda path, device: painter),
+    )
+    monkeypatch.setattr(evaluation, "count_token_experts", lambda pipe: nullcontext({}))
+    monkeypatch.setattr(evaluation, "vae_psnr", lambda vae, scenes, frames, size: [30.0, 34.0])
+    command = ["--prompts", "4", "--judge-clips", "2", "--seen", "2", "--flagship", "3"]
     assert evaluation.main([*command, "--out", str(tmp_path / "found")]) == 0
     findings = json.loads((tmp_path / "found" / "evaluation.json").read_text(encoding="utf-8"))
     assert len(findings["prompts"]) == 4
     assert findings["prompts"][1]["prompt"] == evaluation.sample_prompts(4)[1][1].text
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [
         "evaluation.json",
+        "evaluation.md",
         "evaluation.png",
+        "flagship.png",
     ]
-    assert "generated, all" in capsys.readouterr().out
+    assert findings["seen"]["all"]["clips"] == 2
+    assert findings["vae"] == {"clips": 2, "psnr": 32.0}
+    assert findings["flagship"]["right"]["place"] == 3
+    shown = capsys.readouterr().out
+    assert "generated, all" in shown
+    assert "VAE: 32.0 dB on 2 rendered clips" in shown
+    assert "flagship: all of it in 3 of 3 clips" in shown
 
 
 @pytest.mark.parametrize("arguments", [["--prompts", "0"], ["--seed", "-1"]])

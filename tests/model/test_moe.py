@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,13 @@ TOLERANCE = 1e-6
 @pytest.fixture
 def moe() -> MixtureOfExperts:
     return MixtureOfExperts(DIM, HIDDEN, EXPERTS, TOP_K).eval()
+
+
+@pytest.fixture(params=["to train", "to draw"])
+def purpose(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The answers are put together in one way where gradients are wanted, in another where not."""
+    with torch.set_grad_enabled(request.param == "to train"):
+        yield request.param
 
 
 @pytest.fixture
@@ -35,6 +43,7 @@ def send_to(moe: MixtureOfExperts, logits: Tensor) -> None:
     moe.router_logits.register_forward_hook(lambda module, args, output: logits)
 
 
+@pytest.mark.usefixtures("purpose")
 def test_it_equals_a_loop_over_tokens_and_their_best_experts(moe, x):
     expected = torch.zeros_like(x)
     for b in range(BATCH):
@@ -83,6 +92,7 @@ def test_its_gradients_equal_those_of_computing_every_expert(moe, x):
         torch.testing.assert_close(ours, theirs, atol=10 * TOLERANCE, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("purpose")
 def test_only_the_chosen_experts_are_computed(moe, x):
     calls = count_rows(moe)
     ids = []
@@ -96,6 +106,7 @@ def test_only_the_chosen_experts_are_computed(moe, x):
     assert all(len(rows) <= 1 for rows in calls.values())  # one call per expert, no loop
 
 
+@pytest.mark.usefixtures("purpose")
 def test_an_expert_that_nobody_chose_is_not_called(moe, x):
     calls = count_rows(moe)
     logits = torch.zeros(BATCH, TOKENS, EXPERTS)
@@ -105,11 +116,13 @@ def test_an_expert_that_nobody_chose_is_not_called(moe, x):
     assert {index for index, rows in calls.items() if rows} == {1, 2, 4}
 
 
+@pytest.mark.usefixtures("purpose")
 def test_expert_ids_replaced_by_a_hook_are_used(moe, x):
     moe.expert_ids.register_forward_hook(lambda module, args, output: torch.full_like(output, 5))
     torch.testing.assert_close(moe(x), moe.experts[5](x), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.usefixtures("purpose")
 def test_the_out_tap_sees_the_result(moe, x):
     seen = []
     moe.out.register_forward_hook(lambda module, args, output: seen.append(output))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from einops import rearrange
 from tinywan.norms import LayerNorm, RMSNorm
+from tinywan.positions import NUM_FEATURES, position_features
 from tinywan.rope import axis_widths, rotary_table, rotate
 from torch import Tensor
 
@@ -114,3 +115,23 @@ def test_a_table_first_made_in_inference_mode_serves_training_too():
     x = torch.randn(1, 1, 14, HEAD_DIM, requires_grad=True)
     rotate(x, rotary_table(grid, HEAD_DIM)).sum().backward()
     assert x.grad is not None
+
+
+def test_every_token_has_its_own_absolute_position_and_a_mirror_image_another():
+    features = position_features(GRID)
+    assert features.shape == (60, NUM_FEATURES)
+    assert features.abs().max() <= 1
+    apart = torch.cdist(features, features) + torch.eye(60)
+    assert apart.min() > 0.2
+    f, h, w = GRID
+    mirrored = features.view(f, h, w, -1).flip(2)
+    assert (mirrored - features.view(f, h, w, -1))[..., 0, :].abs().max() > 0.5
+
+
+def test_absolute_rows_and_columns_are_shares_of_the_picture_and_frames_are_counted():
+    small, large = position_features((2, 2, 3)), position_features((4, 4, 9))
+    small, large = small.view(2, 2, 3, -1), large.view(4, 4, 9, -1)
+    middle = small[0, 0, 1, 14:]  # of the columns
+    torch.testing.assert_close(middle, large[0, 0, 4, 14:], atol=EXACT, rtol=0)
+    torch.testing.assert_close(small[1, 0, 0, :8], large[1, 0, 0, :8], atol=EXACT, rtol=0)
+    assert torch.equal(small[0, 0, 0, 8:14], small[1, 0, 2, 8:14])  # rows know nothing else

@@ -23,7 +23,7 @@ from tinywan.trainer import TrainerConfig
 from tinywan.vae import CausalVAE
 from torch import nn
 
-LATENTS = (4, 16, 2, 3, 3)  # b c f h w
+LATENTS = (4, preset("debug").dit.in_channels, 2, 3, 3)  # b c f h w
 RECIPE = DenoiserRecipe(TrainerConfig(steps=1), phases=())
 SUMS_IN_ANOTHER_ORDER = 1e-6
 
@@ -225,7 +225,7 @@ def test_options_choose_how_the_denoiser_is_built():
         return find_config(parse_arguments(words), None).dit
 
     assert dit() == preset("tiny").dit
-    assert dit("--keyframes").condition_channels == 20
+    assert dit("--keyframes").condition_channels == 4 + preset("tiny").vae.latent_channels
     assert dit("--router", "text").router == "text"
     free = dit("--no-windows")
     assert set(free.spatial_windows) == set(free.temporal_windows) == {None}

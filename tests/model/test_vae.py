@@ -19,6 +19,7 @@ def vae() -> CausalVAE:
         decoder_widths=(8, 12),
         encoder_depth=1,
         decoder_depth=1,
+        latent_channels=16,
         latents_mean=tuple(0.1 * i for i in range(16)),
         latents_std=tuple(1 + 0.1 * i for i in range(16)),
     )
@@ -160,5 +161,5 @@ def test_encode_refuses_such_a_video_too(vae):
 
 
 def test_the_latent_statistics_must_match_the_channels():
-    with pytest.raises(ConfigError, match="one number for each of the 16 latent channels; found 3"):
+    with pytest.raises(ConfigError, match="one number for each of the 32 latent channels; found 3"):
         VAEConfig(latents_mean=(0.0,) * 3)
