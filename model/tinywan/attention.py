@@ -82,11 +82,12 @@ class Attention(nn.Module):
 
     Args:
         dim: width of the tokens.
-        num_heads: number of heads; divides `dim`.
+        num_heads: number of heads.
         pattern: "full" and "cross" attend to every key; "spatial" stays within a latent frame;
             "temporal" stays at one row and column.
         window: radius in tokens for "spatial" and "temporal"; None attends to all of them.
         eps: of the query and key norms.
+        head_dim: width of one head; None shares `dim` out among them.
     """
 
     def __init__(
@@ -96,15 +97,17 @@ class Attention(nn.Module):
         pattern: Pattern,
         window: int | None = None,
         eps: float = 1e-6,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.pattern, self.window = num_heads, pattern, window
-        self.to_q = nn.Linear(dim, dim)
-        self.to_k = nn.Linear(dim, dim)
-        self.to_v = nn.Linear(dim, dim)
-        self.norm_q = RMSNorm(dim, eps)
-        self.norm_k = RMSNorm(dim, eps)
-        self.to_out = nn.Linear(dim, dim)
+        inner = dim if head_dim is None else num_heads * head_dim
+        self.to_q = nn.Linear(dim, inner)
+        self.to_k = nn.Linear(dim, inner)
+        self.to_v = nn.Linear(dim, inner)
+        self.norm_q = RMSNorm(inner, eps)
+        self.norm_k = RMSNorm(inner, eps)
+        self.to_out = nn.Linear(inner, dim)
         self.q, self.k, self.v, self.out = (nn.Identity() for _ in range(4))  # taps
         self.keeps_read = False  # whether cross-attention leaves its whole matrix in `read`
         self.read: Tensor | None = None  # [b l p], see `mean_attention`

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tinywan.attention import Attention, Grid
 from tinywan.errors import ConfigError
@@ -37,6 +38,8 @@ class DiTConfig:
     freq_dim: int = 256  # of the sinusoidal timestep
     eps: float = 1e-6
     attention: Literal["factorised", "full"] = "factorised"
+    spatial_head_dim: int = 16  # factorised, attention runs twice: together they are about as wide
+    temporal_head_dim: int = 16  # as one of width dim
     spatial_windows: tuple[int | None, ...] = (2, 3, 4, 6, None, None)  # radius per layer
     temporal_windows: tuple[int | None, ...] = (1, 1, 2, 2, None, None)  # None sees everything
     absolute_positions: bool = True  # beside rotary ones, which are relative and all that Wan has
@@ -51,6 +54,11 @@ class DiTConfig:
             raise ConfigError(
                 f"dim={self.dim} cannot be split into num_heads={self.num_heads} heads of even "
                 f"width: use a multiple of {2 * self.num_heads}"
+            )
+        if self.spatial_head_dim % 2 or self.temporal_head_dim % 2:
+            raise ConfigError(
+                f"spatial_head_dim={self.spatial_head_dim} and temporal_head_dim="
+                f"{self.temporal_head_dim} must be even: rotary positions turn pairs"
             )
         if self.attention not in ("factorised", "full"):
             raise ConfigError(f"attention={self.attention!r}: use 'factorised' or 'full'")
@@ -70,8 +78,15 @@ class DiTConfig:
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Width of a head of cross-attention, and of full self-attention."""
         return self.dim // self.num_heads
+
+    @property
+    def self_attention_widths(self) -> dict[str, int]:
+        """Width of a head of each self-attention of a block, by its name."""
+        if self.attention == "full":
+            return {"self_attn": self.head_dim}
+        return {"spatial_attn": self.spatial_head_dim, "temporal_attn": self.temporal_head_dim}
 
 
 CHOOSY = 2.0  # initial query weight towards the words: from an even mixture choosing is not learnt
@@ -90,7 +105,7 @@ class Context(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """How the noise level steers one sublayer; each `[b, 1, c]`, in float32."""
+    """How the noise level steers one sublayer; each `[b, 1, c]` or `[1, 1, c]`, in float32."""
 
     shift: Tensor
     scale: Tensor
@@ -99,6 +114,13 @@ class Modulation(NamedTuple):
     def __call__(self, normed: Tensor) -> Tensor:  # [b l c] -> [b l c]
         """Shift and scale what goes into the sublayer."""
         return torch.addcmul(self.shift, normed.float(), 1 + self.scale).to(normed.dtype)
+
+    def modulated(self, norm: LayerNorm, x: Tensor) -> Tensor:  # [b l c] -> [b l c]
+        """Normalise, then shift and scale: in one pass where one noise level holds for all of the batch."""
+        if len(self.shift) == 1 and not torch.is_grad_enabled():
+            shape, scale, shift = x.shape[-1:], 1 + self.scale.flatten(), self.shift.flatten()
+            return functional.layer_norm(x.float(), shape, scale, shift, norm.eps).to(x.dtype)
+        return self(norm(x))
 
     def add(self, x: Tensor, answer: Tensor) -> Tensor:  # [b l c], [b l c] -> [b l c]
         """Add the sublayer's answer to the residual stream, as much of it as the gate lets through."""
@@ -121,9 +143,16 @@ class Block(nn.Module):
             self.self_attn = Attention(dim, heads, "full", eps=eps)
             self.looks: tuple[str, ...] = ("self_attn",)
         else:
-            self.spatial_attn = Attention(dim, heads, "spatial", config.spatial_windows[layer], eps)
+            self.spatial_attn = Attention(
+                dim, heads, "spatial", config.spatial_windows[layer], eps, config.spatial_head_dim
+            )
             self.temporal_attn = Attention(
-                dim, heads, "temporal", config.temporal_windows[layer], eps
+                dim,
+                heads,
+                "temporal",
+                config.temporal_windows[layer],
+                eps,
+                config.temporal_head_dim,
             )
             self.looks = ("spatial_attn", "temporal_attn")
         self.norm2 = LayerNorm(dim, eps, elementwise_affine=True)
@@ -148,7 +177,7 @@ class Block(nn.Module):
         keys_values: tuple[Tensor, Tensor],
         attended: Tensor | None,
         time: Tensor,
-        rotary: Tensor,
+        rotary: dict[str, Tensor],
         grid: Grid,
     ) -> Tensor:
         """One round of attention and thought.
@@ -157,8 +186,8 @@ class Block(nn.Module):
             x: `[b, l, c]` video tokens.
             keys_values: of the prompt for this block, each `[b, n, p, d]`.
             attended: bool `[b, p]`, False on padding; None attends to all of them.
-            time: `[b, 3·sublayers, c]` the noise level, shared by all blocks.
-            rotary: positions, from `rope.rotary_table`.
+            time: `[b, 3·sublayers, c]` the noise level, shared by all blocks; or one row for all.
+            rotary: positions for each self-attention by its name, from `rope.rotary_table`.
             grid: (f, h, w), f·h·w = l.
 
         Returns:
@@ -171,10 +200,11 @@ class Block(nn.Module):
         )
         for name, modulation in zip(self.looks, looking, strict=True):
             attend = getattr(self, name)
-            x = modulation.add(x, attend(modulation(self.norm1(x)), grid=grid, rotary=rotary))
+            seen = attend(modulation.modulated(self.norm1, x), grid=grid, rotary=rotary[name])
+            x = modulation.add(x, seen)
         read = self.cross_attn(self.norm2(x), keys_values, attended=attended)
         x = x + read
-        normed = thinking(self.norm3(x))
+        normed = thinking.modulated(self.norm3, x)
         thought = self.moe(normed, read) if hasattr(self, "moe") else self.ffn(normed)
         return self.resid_post(thinking.add(x, thought))
 
@@ -250,7 +280,7 @@ class DiT(nn.Module):
 
         Args:
             latents: `[b, c, f, h, w]` noisy latents.
-            timestep: `[b]` in [0, 1000]: 1000 times sigma.
+            timestep: `[b]` in [0, 1000]: 1000 times sigma; `[1]` holds for the whole batch.
             prompt_embeds: `[b, p, text_dim]`, rows of padding zero; or what `read` made of them.
             condition: `[b, condition_channels, f, h, w]`; zeros where nothing is given.
 
@@ -280,7 +310,10 @@ class DiT(nn.Module):
         waves = sinusoids(timestep, self.config.freq_dim).to(x.dtype)
         embed = self.time_embed(self.time_embedder(waves))  # b c
         time = self.time_proj(embed).float().unflatten(1, (-1, self.config.dim))
-        rotary = rotary_table(grid, self.config.head_dim).to(x.device)
+        rotary = {
+            name: rotary_table(grid, width).to(x.device)
+            for name, width in self.config.self_attention_widths.items()
+        }
         for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
             x = block(x, keys_values, context.attended, time, rotary, grid)
         shift, scale = (self.scale_shift_table.float() + embed.float()[:, None]).chunk(2, dim=1)

@@ -100,19 +100,19 @@ class MixtureOfExperts(nn.Module):
         return self.out(mix(tokens, ids, weights).view_as(x))
 
     def _mix_in_turn(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """One expert after the other adds its answers, so that what it works on stays in the cache.
-
-        A router sends no token to one expert twice, so every sum has one order, on GPUs as well.
-        """
+        """One expert after the other, so that what it works on stays in the cache."""
         order = ids.flatten().argsort(stable=True)  # slots of one expert become neighbours
-        counts = ids.flatten().bincount(minlength=self.num_experts).tolist()
-        rows = (order // self.top_k).split(counts)
-        shares = weights.flatten()[order, None].split(counts)
-        mixed = torch.zeros_like(tokens)
-        for expert, row, share in zip(self.experts, rows, shares, strict=True):
+        sizes = ids.flatten().bincount(minlength=self.num_experts).tolist()
+        rows = (order // self.top_k).split(sizes)
+        answers = tokens.new_empty(len(order), tokens.shape[1])  # [b·l·topk, c] expert by expert
+        for expert, row, part in zip(self.experts, rows, answers.split(sizes), strict=True):
             if len(row):
-                mixed.index_add_(0, row, expert(tokens.index_select(0, row)) * share)
-        return mixed
+                part.copy_(expert(tokens.index_select(0, row)))
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order), device=order.device)
+        return nn.functional.embedding_bag(  # a weighted sum of rows, in one pass
+            places.view_as(ids), answers, per_sample_weights=weights, mode="sum"
+        )
 
     def _mix_whole(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """All slices in one tensor: the way back would fill a whole gradient for each of them."""

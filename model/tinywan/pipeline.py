@@ -466,7 +466,7 @@ class TextToVideoPipeline:
             rows = len(branches) * len(request.prompts)
             predicted = transformer(
                 latents.repeat(len(branches), 1, 1, 1, 1).to(self.dtype),
-                torch.full((rows,), timestep, device=self.device),
+                torch.full((1,), timestep, device=self.device),
                 contexts[transformer].first(rows),
                 None if condition is None else condition.expand(rows, -1, -1, -1, -1),
             ).float()

@@ -140,11 +140,6 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
                 f"--start-from goes on with a {config.name!r}, and --preset asks for "
                 f"{options.preset!r}: leave --preset out"
             )
-        if options.router not in (None, config.dit.router) or options.no_windows:
-            raise ConfigError(
-                "--router and --no-windows choose how a denoiser is built, and --start-from goes "
-                "on with one that is: leave them out, or train from nothing"
-            )
     elif options.noise_experts:
         raise ConfigError(
             "--noise-experts forks a trained denoiser: name one with --start-from, e.g. "

@@ -71,6 +71,7 @@ class DenoiserRecipe:
         return shown
 
 
+DEAF = ("position_embedding.weight", "router_text.weight")  # of zeros, they have no effect
 SNAPSHOTS, SEEN = "snapshots", "seen.json"  # of a run: weights on the way, and what they had seen
 
 # Chinese is written without spaces; these stay tokens of their own, so that 雨 in 雨巷 is the rain.
@@ -112,8 +113,8 @@ class Denoiser(nn.Module):
         """Take over weights; two experts that were one so far both start from it.
 
         Args:
-            pipe: of the same configuration; where only this one reads keyframes, it begins deaf to
-                them.
+            pipe: of the same sizes; what only this one has (keyframes, absolute positions, a router that
+                sees what was read) begins without effect.
         """
         self.text_encoder.load_state_dict(pipe.text_encoder.state_dict())
         for mine, theirs in (
@@ -125,6 +126,11 @@ class Denoiser(nn.Module):
                 known = state["patch_embedding.weight"]
                 more = mine.patch_embedding.in_features - known.shape[1]
                 state["patch_embedding.weight"] = F.pad(known, (0, more))
+                for name, value in mine.state_dict().items():
+                    if name not in state and name.endswith(DEAF):
+                        state[name] = torch.zeros_like(value)
+                    elif name not in state and name.endswith("norm_text.weight"):
+                        state[name] = torch.ones_like(value)
                 mine.load_state_dict(state)
 
     def pipeline(

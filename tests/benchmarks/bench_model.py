@@ -3,8 +3,8 @@
 Three comparisons, each interleaved in one run, so that a busy machine disturbs both alike:
 
 * the denoiser of a preset against diffusers' WanTransformer3DModel of the same width, depth and number of
-  tokens, whose dense feed-forward is as wide as our active token experts together; "in a run" the prompt's keys
-  and values are at hand, as they are after the first denoising step;
+  tokens, whose dense feed-forward is as wide as our active token experts together; "in a run" it is called as the
+  pipeline calls it: keys and values of the prompt are at hand, and one noise level holds for both branches;
 * a mixture-of-experts layer with 3 of 10 experts active against the same layer with all ten;
 * the preset against itself with full attention everywhere, which is what the windows save.
 """
@@ -20,6 +20,7 @@ import torch
 from tinywan.dit import DiT
 from tinywan.moe import MixtureOfExperts
 from tinywan.presets import PRESETS, ModelConfig
+from tinywan.trainer import keep_freed_memory
 
 
 def interleaved(kinds: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
@@ -81,7 +82,7 @@ def forward_against_diffusers(
         context = ours.read(embeds)
     return {
         "tinywan": lambda: ours(latents, timestep, embeds, given_or_none),
-        "tinywan in a run": lambda: ours(latents, timestep, context, given_or_none),
+        "tinywan in a run": lambda: ours(latents, timestep[:1], context, given_or_none),
         "diffusers": lambda: theirs(both, timestep, embeds, return_dict=False),
     }
 
@@ -133,6 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     config, device = PRESETS[options.preset], options.device
     dtype = torch.bfloat16 if options.bfloat16 else torch.float32
+    keep_freed_memory()  # the same for all
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
     tokens = ((config.num_frames - 1) // 4 + 1) * (config.height // 8) * (config.width // 8)
     for make in (

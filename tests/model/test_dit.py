@@ -19,6 +19,8 @@ SMALL = {
     "text_dim": TEXT_DIM,
     "text_len": PROMPT,
     "freq_dim": 16,
+    "spatial_head_dim": 8,
+    "temporal_head_dim": 6,
     "spatial_windows": (1, None),
     "temporal_windows": (1, None),
     "num_experts": 5,
@@ -39,6 +41,12 @@ def speaking(config: DiTConfig) -> DiT:
     model = DiT(config).eval()
     nn.init.normal_(model.proj_out.weight)
     return model
+
+
+def unturned(head_dim: int) -> Tensor:
+    """Rotary positions that leave everything as it is."""
+    half = head_dim // 2
+    return torch.stack([torch.ones(TOKENS, half), torch.zeros(TOKENS, half)])
 
 
 @pytest.fixture
@@ -92,9 +100,10 @@ def test_the_taps_have_the_agreed_names_and_shapes(name, looks, thinks, inputs):
     expected = {"time_embed": (2, 24)}
     for i in range(2):
         at = f"blocks.{i}."
+        widths = {"spatial_attn": 8, "temporal_attn": 6, "self_attn": 12}
         for kind in looks:
             for tap in "qkv":
-                expected[f"{at}{kind}.{tap}"] = (2, 2, tokens, 12)
+                expected[f"{at}{kind}.{tap}"] = (2, 2, tokens, widths[kind])
         expected[f"{at}cross_attn.q"] = (2, 2, tokens, 12)
         expected[f"{at}cross_attn.k"] = expected[f"{at}cross_attn.v"] = (2, 2, PROMPT, 12)
         for wide in (
@@ -136,7 +145,7 @@ def test_with_closed_gates_a_block_adds_what_the_words_say_and_nothing_else(name
     x, prompt = torch.randn(1, TOKENS, 24), torch.randn(1, PROMPT, 24)
     time = torch.zeros(1, 3 * block.num_sublayers, 24)
     expected = x + block.cross_attn(block.norm2(x), block.cross_attn.keys_values(prompt))
-    rotary = torch.stack([torch.ones(TOKENS, 6), torch.zeros(TOKENS, 6)])
+    rotary = {look: unturned(CONFIGS[name].self_attention_widths[look]) for look in block.looks}
     found = block(x, block.cross_attn.keys_values(prompt), None, time, rotary, (3, 4, 6))
     torch.testing.assert_close(found, expected, atol=EXACT, rtol=0)
 
@@ -146,12 +155,14 @@ def test_modulation_rows_are_shift_scale_and_gate_of_each_sublayer_in_turn():
     nn.init.zeros_(block.scale_shift_table)
     x, prompt = torch.randn(1, TOKENS, 24), torch.randn(1, PROMPT, 24)
     time = torch.randn(1, 6, 24)
-    rotary = torch.stack([torch.ones(TOKENS, 6), torch.zeros(TOKENS, 6)])
+    rotary = unturned(12)
     a, b = time[:, :3].split(1, dim=1), time[:, 3:].split(1, dim=1)
     y = x + a[2] * block.self_attn(block.norm1(x) * (1 + a[1]) + a[0], rotary=rotary)
     y = y + block.cross_attn(block.norm2(y), block.cross_attn.keys_values(prompt))
     y = y + b[2] * block.ffn(block.norm3(y) * (1 + b[1]) + b[0])
-    found = block(x, block.cross_attn.keys_values(prompt), None, time, rotary, (3, 4, 6))
+    found = block(
+        x, block.cross_attn.keys_values(prompt), None, time, {"self_attn": rotary}, (3, 4, 6)
+    )
     torch.testing.assert_close(found, y, atol=10 * EXACT, rtol=0)
 
 
@@ -300,3 +311,13 @@ def test_in_even_noise_only_absolute_positions_tell_places_and_frames_apart(abso
         assert (differs > 1e-3) == absolute
     mirrored = (velocity - velocity.flip(-1)).abs().max()
     assert (mirrored > 1e-3) == absolute  # left is not right
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_noise_level_for_a_whole_batch_is_that_level_for_each(name, inputs):
+    model = speaking(CONFIGS[name])
+    latents, _, embeds = inputs
+    with torch.no_grad():
+        one = model(latents, torch.tensor([700.0]), embeds)
+        each = model(latents, torch.tensor([700.0, 700.0]), embeds)
+    torch.testing.assert_close(one, each, atol=10 * EXACT, rtol=1e-5)

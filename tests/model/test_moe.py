@@ -67,6 +67,14 @@ def test_half_precision_on_a_cpu_sees_few_lengths_and_answers_the_same(moe, x):
     torch.testing.assert_close(rounded.float(), exact, atol=0.02, rtol=0.05)
 
 
+def test_in_bfloat16_it_draws_what_it_draws_in_float32_but_for_rounding(moe, x):
+    with torch.no_grad():
+        exact = moe(x)
+        rounded = moe.bfloat16()(x.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).norm() < 0.03 * exact.norm()
+
+
 def test_rows_that_fill_a_slice_have_no_part_in_the_gradient(moe, x):
     def gradient() -> Tensor:
         moe.zero_grad()

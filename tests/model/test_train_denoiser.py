@@ -13,6 +13,7 @@ from tinywan.presets import preset
 from tinywan.text import UnigramTokenizer
 from tinywan.train import find_config, parse_arguments
 from tinywan.train_denoiser import (
+    DEAF,
     Denoiser,
     DenoiserRecipe,
     compile_blocks,
@@ -279,3 +280,23 @@ def test_compiled_blocks_learn_the_same_and_keep_their_names(config):
             model.get_parameter(name).grad, gradient, atol=SUMS_IN_ANOTHER_ORDER, rtol=1e-3
         )
     assert list(model.state_dict()) == names
+
+
+def test_a_text_router_and_absolute_positions_that_are_added_begin_without_effect(config):
+    old = replace(config, dit=replace(config.dit, absolute_positions=False))
+    trunk = speaking(old).eval()
+    router = replace(config.dit, router="text", absolute_positions=True)
+    grown = Denoiser(replace(config, dit=router)).eval()
+    grown.load_pipeline(
+        trunk.pipeline(old, UnigramTokenizer.from_pretrained(SHIPPED), CausalVAE(old.vae))
+    )
+    batch = batch_of([0.3, 0.9])
+    with torch.no_grad():
+        embeds = trunk.text_encoder(batch.ids, batch.mask)
+        answers = [m(batch.latents, batch.sigma, embeds) for m in (trunk, grown)]
+    assert torch.equal(*answers)
+    loss, _ = denoiser_loss(grown.train(), batch, RECIPE)
+    loss.backward()
+    added = [p for name, p in grown.named_parameters() if name.endswith(DEAF)]
+    assert len(added) == 1 + config.dit.num_layers
+    assert all(p.grad is not None and p.grad.any() for p in added)

@@ -135,8 +135,15 @@ class TinywanAdapter:
             p.numel() * (share if ".moe.experts." in name else 1.0)
             for name, p in model.blocks.named_parameters(prefix="blocks")
         )
-        keys = grid.tokens if full else grid.rows_and_columns + grid.frames
-        attention = 4 * grid.tokens * (keys + config.text_len) * config.dim * config.num_layers
+        seen = {
+            "self_attn": grid.tokens,
+            "spatial_attn": grid.rows_and_columns,
+            "temporal_attn": grid.frames,
+        }
+        widths = config.self_attention_widths
+        keys = sum(seen[name] * config.num_heads * width for name, width in widths.items())
+        keys += config.text_len * config.dim
+        attention = 4 * grid.tokens * keys * config.num_layers
         return Anatomy(
             grid=grid,
             layers=config.num_layers,
