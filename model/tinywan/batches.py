@@ -127,7 +127,7 @@ class Clips:
         config, device = self.config, self.vae.mean.device
         size = (config.height, config.width)
         rank, world = rank_and_world()
-        videos, captions, conditions, motions, regions, focus = [], [], [], [], [], []
+        videos, captions, keyframes, motions, regions, focus = [], [], [], [], [], []
         for number in range(rank, phase.batch, world):
             rng = np.random.default_rng([self.seed, 2, step, number])
             scene = theatre.sample_scene(rng, world=config.world)
@@ -139,9 +139,7 @@ class Clips:
             videos.append(video)
             if config.dit.condition_channels:
                 given = random_frames(phase.num_frames, rng)
-                pictures = {latent_place(frame): video[0, :, frame] for frame in given}
-                latent_frames = latent_place(phase.num_frames - 1)[0] + 1
-                conditions.append(place_keyframes(self.vae, pictures, latent_frames, *size))
+                keyframes.append({latent_place(frame): video[0, :, frame] for frame in given})
             if self.regions:
                 told_of = [*told.spans.items(), *told.colors.items()] if captions[-1] else []
                 offsets = self.tokenizer.encode(captions[-1]).offsets[:-1]
@@ -156,6 +154,9 @@ class Clips:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         noise = torch.randn(shape, generator=generator)[rank::world].to(device)
         sigma = flow.sample_sigma(phase.batch, self.shift, generator)[rank::world].to(device)
+        condition = None
+        if keyframes:
+            condition = place_keyframes(self.vae, keyframes, latents.shape[2], *size)
         ids, mask = self.tokenizer(captions)
         if config.dit.mask_padding:  # nobody attends to it, so nobody needs to compute it
             longest = int(mask.sum(1).max())
@@ -166,7 +167,7 @@ class Clips:
             latents=latents,
             noise=noise,
             sigma=sigma,
-            condition=torch.cat(conditions) if conditions else None,
+            condition=condition,
             regions=_on(device, stack_regions(regions, ids.shape[1])) if regions else None,
             motion=Motion(*map(torch.cat, zip(*motions, strict=True))) if motions else None,
             focus=torch.stack(focus).view(-1, 1, *latents.shape[2:]).to(device) if focus else None,

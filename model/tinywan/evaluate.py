@@ -34,6 +34,7 @@ from tinywan.quality import (
 )
 from tinywan.theatre import Caption, Scene, caption, parse, picture_sheet, render, sample_scene
 from tinywan.theatre.scene import Split, World
+from tinywan.vae import CausalVAE
 
 __all__ = [
     "Measurement",
@@ -148,6 +149,7 @@ def evaluate(
     seed: int = 0,
     judge_clips: int = 200,
     progress_bar: bool = True,
+    vae: CausalVAE | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], list[npt.NDArray[np.uint8]]]:
     """Generate a clip for each prompt and judge it.
@@ -158,6 +160,7 @@ def evaluate(
         seed: at least 0.
         judge_clips: rendered clips that the judge and the probes are measured on.
         progress_bar: show one.
+        vae: to measure the probes on clips that went through it, too.
         options: handed on to `pipe`.
 
     Returns:
@@ -217,7 +220,7 @@ def evaluate(
         "options": options,
         "generated": generated,
         "judge": {"clips": judge_clips, **judge_judge(judge_clips, seed)},
-        "probes": accuracy(probe, judge_clips),
+        "probes": accuracy(probe, judge_clips, vae=vae),
         "prompts": records,
     }
     return findings, pictures
@@ -287,20 +290,25 @@ def table(findings: dict[str, Any]) -> str:
             for key in ("garment_color", "place")
         ]
         lines.append(f"{name:26}{clips:>6}{cells[0]:>16}{cells[1]:>9}")
-    everything, probes = generated["all"]["factors"], findings["probes"]
+    everything, probes = generated["all"]["factors"], _probe_shares(findings)
     seen = findings.get("seen", {}).get("all", {"factors": {}, "mean": math.nan})
     heads = ("all", "en", "zh", "seen", "probe")
     lines += ["", f"{'read by the probes':20}{'asked':>6}" + "".join(f"{h:>9}" for h in heads)]
     for name, all_of_them in everything.items():
         elsewhere = (generated["en"]["factors"], generated["zh"]["factors"], seen["factors"])
         shares = [by_factor.get(name, {}).get("right") for by_factor in elsewhere]
-        cells = [
-            _percent(share) for share in (all_of_them["right"], *shares, probes["degraded"][name])
-        ]
+        cells = [_percent(share) for share in (all_of_them["right"], *shares, probes[name])]
         lines.append(f"{name:20}{all_of_them['asked']:>6}" + "".join(f"{c:>9}" for c in cells))
     means = [_percent(generated[k]["mean"]) for k in ("all", "en", "zh")] + [_percent(seen["mean"])]
     lines.append(f"{'mean of the factors':20}{'':6}" + "".join(f"{cell:>9}" for cell in means))
     return "\n".join([*lines, "", *_quality_lines(findings)])
+
+
+def _probe_shares(findings: dict[str, Any]) -> dict[str, float]:
+    """How often the probes are right on clips that are no better than generated ones can be."""
+    probes = findings["probes"]
+    shares: dict[str, float] = probes.get("decoded", probes["degraded"])
+    return shares
 
 
 def _percent(share: float | None) -> str:
@@ -334,7 +342,7 @@ def _quality_lines(findings: dict[str, Any]) -> list[str]:
 
 def markdown(findings: dict[str, Any]) -> str:
     """The findings as the tables of a model card."""
-    generated, probes = findings["generated"], findings["probes"]["degraded"]
+    generated, probes = findings["generated"], _probe_shares(findings)
     seen = findings.get("seen", {}).get("all", {"factors": {}, "mean": math.nan})
     rows = ["| factor | asked | right | English | Chinese | seen combinations | the probe itself |"]
     rows.append("|---|---|---|---|---|---|---|")
@@ -374,7 +382,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.out.mkdir(parents=True, exist_ok=True)
         options = {"num_inference_steps": chosen.steps, "guidance_scale": chosen.guidance}
         with count_token_experts(pipe) as counts:
-            findings, pictures = evaluate(pipe, prompts, seed, chosen.judge_clips, **options)
+            findings, pictures = evaluate(
+                pipe, prompts, seed, chosen.judge_clips, vae=pipe.vae, **options
+            )
         if counts:
             shares = {name: (count / count.sum()).tolist() for name, count in counts.items()}
             least = min(min(layer) for layer in shares.values())

@@ -7,7 +7,7 @@ keyframe is encoded as a picture of its own, where Wan encodes a clip that is gr
 picture needs no past, and its latents do not depend on how many frames came before it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,45 +105,47 @@ def encode_keyframes(
             )
         places[latent] = frame
         pictures[latent, slot] = as_pixels(picture, height, width, frame)
-    return place_keyframes(vae, pictures, (num_frames - 1) // vae.stride[0] + 1, height, width)
+    return place_keyframes(vae, [pictures], (num_frames - 1) // vae.stride[0] + 1, height, width)
 
 
 @torch.no_grad()
 def place_keyframes(
     vae: CausalVAE,
-    pictures: Mapping[tuple[int, int], Tensor],
+    clips: Sequence[Mapping[tuple[int, int], Tensor]],
     latent_frames: int,
     height: int,
     width: int,
 ) -> Tensor:
-    """Encode pictures and put them where they belong.
+    """Encode pictures, all at once, and put them where they belong.
 
     Args:
         vae: that made the latents.
-        pictures: `[3, H, W]` in [-1, 1], by latent frame and place in it (see `latent_place`).
-        latent_frames: of the clip.
-        height: of the clip in pixels.
-        width: of the clip in pixels.
+        clips: for each the pictures `[3, H, W]` in [-1, 1], by latent frame and place in it (see
+            `latent_place`).
+        latent_frames: of a clip.
+        height: of a clip in pixels.
+        width: of a clip in pixels.
 
     Returns:
-        `[1, 4 + c, f, h, w]`.
+        `[b, 4 + c, f, h, w]`.
     """
     stride_f, stride_h, stride_w = vae.stride
     device = vae.mean.device
     condition = torch.zeros(
-        1,
+        len(clips),
         stride_f + vae.config.latent_channels,
         latent_frames,
         height // stride_h,
         width // stride_w,
         device=device,
     )
-    if pictures:
-        stack = torch.stack([*pictures.values()])[:, :, None].to(device)  # k 3 1 H W
-        encoded = vae.encode(stack)[:, :, 0]  # k c h w
-        for (latent, slot), latents in zip(pictures, encoded, strict=True):
-            condition[0, slot, latent] = 1
-            condition[0, stride_f:, latent] = latents
+    places = [(b, *place) for b, pictures in enumerate(clips) for place in pictures]
+    if places:
+        pictures = [picture for pictures in clips for picture in pictures.values()]
+        encoded = vae.encode(torch.stack(pictures)[:, :, None].to(device))[:, :, 0]  # k c h w
+        for (b, latent, slot), latents in zip(places, encoded, strict=True):
+            condition[b, slot, latent] = 1
+            condition[b, stride_f:, latent] = latents
     return condition
 
 

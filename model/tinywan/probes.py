@@ -30,6 +30,7 @@ from tinywan.checkpoint import write_atomically
 from tinywan.errors import CheckpointError, ConfigError
 from tinywan.judge import degrade
 from tinywan.theatre import Scene
+from tinywan.vae import CausalVAE
 
 SHIPPED_PROBES = Path(__file__).parent / "weights" / "probes.safetensors"
 FACTORS: dict[str, tuple[str, ...]] = {
@@ -141,11 +142,16 @@ def examples(rng: np.random.Generator, split: str = "train") -> Iterator[tuple[T
             scene = theatre.sample_scene(rng, split, "whole")  # type: ignore[arg-type]
             frames = theatre.render(scene).frames
             if worse:
-                frames = frames[list(SHOWN)]
-                frames = degrade(frames, rng, blur=rng.uniform(0.3, 1.3), noise=rng.uniform(1, 8))
-                yield _stacked(_tinted(frames, rng)), scene
+                yield _stacked(worsened(frames, rng)), scene
             else:
                 yield prepare(frames), scene
+
+
+def worsened(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The frames that the probe looks at, blurred, noisy, and off in contrast and brightness."""
+    frames = frames[list(SHOWN)]
+    frames = degrade(frames, rng, blur=rng.uniform(0.3, 1.3), noise=rng.uniform(1, 8))
+    return _tinted(frames, rng)
 
 
 def _tinted(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -200,35 +206,52 @@ def _label(probe: Probe, factor: str, scene: Scene) -> int:
     return probe.factors[factor].index(getattr(scene, factor))
 
 
-def accuracy(probe: Probe, clips: int, seed: int = 1) -> dict[str, dict[str, float]]:
+def accuracy(
+    probe: Probe, clips: int, seed: int = 1, vae: CausalVAE | None = None
+) -> dict[str, dict[str, float]]:
     """How often the probe is right on rendered clips of the held-out split.
 
     Args:
         probe: trained.
-        clips: how many, half of them degraded.
+        clips: how many of each kind.
         seed: of the scenes.
+        vae: to see what is left when a clip has been through it, as every generated clip has.
 
     Returns:
-        "rendered" and "degraded" -> factor -> share right; NaN where no clip showed it.
+        "rendered", "degraded" (blurred, noisy, tinted) and, with a VAE, "decoded" -> factor -> share right; NaN
+        where no clip showed it.
     """
+    kinds = ("rendered", "degraded") if vae is None else ("rendered", "degraded", "decoded")
     right: dict[str, dict[str, list[bool]]] = {
-        kind: {name: [] for name in probe.factors} for kind in ("rendered", "degraded")
+        kind: {name: [] for name in probe.factors} for kind in kinds
     }
-    drawn = examples(np.random.default_rng([seed, 5]), "held_out")
-    for number in range(clips):
-        shown, scene = next(drawn)
-        with torch.no_grad():
-            logits = probe(shown[None])
-        for name, found in logits.items():
-            label = _label(probe, name, scene)
-            if label != _UNSEEN:
-                right[("rendered", "degraded")[number % 2]][name].append(
-                    bool(found.argmax() == label)
-                )
+    rng = np.random.default_rng([seed, 5])
+    for _ in range(clips):
+        scene = theatre.sample_scene(rng, "held_out", "whole")
+        frames = theatre.render(scene).frames
+        shown = {"rendered": prepare(frames), "degraded": _stacked(worsened(frames, rng))}
+        if vae is not None:
+            shown["decoded"] = prepare(_through(vae, frames))
+        for kind, pictures in shown.items():
+            with torch.no_grad():
+                logits = probe(pictures[None])
+            for name, found in logits.items():
+                label = _label(probe, name, scene)
+                if label != _UNSEEN:
+                    right[kind][name].append(bool(found.argmax() == label))
     return {
         kind: {name: sum(v) / len(v) if v else math.nan for name, v in by_factor.items()}
         for kind, by_factor in right.items()
     }
+
+
+@torch.no_grad()
+def _through(vae: CausalVAE, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A clip after encoder and decoder."""
+    video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(vae.mean.device) / 127.5 - 1
+    seen = vae.decode(vae.encode(video))[0].permute(1, 2, 3, 0)
+    found: NDArray[np.uint8] = ((seen.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+    return found
 
 
 def save_probe(probe: Probe, path: Path) -> None:

@@ -49,6 +49,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         help="steps of the VAE; 1300 by default, none where --start-from brings one",
     )
+    parser.add_argument(
+        "--freeze-encoder",
+        action="store_true",
+        help="of the VAE of --start-from: only its decoder goes on learning, and the denoiser's "
+        "latents stay what they are",
+    )
+    parser.add_argument(
+        "--decoder-widths",
+        type=int,
+        nargs=2,
+        metavar=("FINE", "COARSE"),
+        help="channels of the VAE's decoder; one of other widths begins anew",
+    )
     parser.add_argument("--vae-batch", type=int, default=4, help="crops per step of the VAE")
     parser.add_argument("--vae-lr", type=float, default=2e-3, help="of AdamW for the VAE")
     parser.add_argument("--vae-muon-lr", type=float, default=0.02, help="of Muon for the VAE")
@@ -159,7 +172,15 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
     if options.no_windows:
         everything = (None,) * dit.num_layers
         dit = replace(dit, spatial_windows=everything, temporal_windows=everything)
-    return replace(config, dit=replace(dit, router=options.router or dit.router))
+    vae = config.vae
+    if options.decoder_widths:
+        vae = replace(vae, decoder_widths=tuple(options.decoder_widths))
+    if options.freeze_encoder and (start is None or not options.vae_steps):
+        raise ConfigError(
+            "--freeze-encoder keeps the encoder of a checkpoint while its decoder learns: name one with "
+            "--start-from, and give --vae-steps"
+        )
+    return replace(config, vae=vae, dit=replace(dit, router=options.router or dit.router))
 
 
 def obtain_vae(
@@ -187,6 +208,7 @@ def obtain_vae(
             sample_every=1000,
         ),
         batch=options.vae_batch,
+        freeze_encoder=options.freeze_encoder,
         seed=options.seed,
         world=config.world,
         bfloat16=options.bfloat16,

@@ -29,6 +29,7 @@ class VAERecipe:
     world: World = "first"
     bfloat16: bool = False  # convolutions in half precision, where the processor has it
     compiled: bool = False  # residual blocks through torch.compile
+    freeze_encoder: bool = False  # latents stay what they are, for a denoiser that knows them
     seed: int = 0
 
 
@@ -105,7 +106,7 @@ def train_vae(
         recipe: what to see and how long.
         config: sizes.
         device: "cpu", "cuda", …
-        start: of the same sizes, to go on from.
+        start: to go on from; its decoder is left behind where `config` asks for another one.
 
     Returns:
         The VAE in evaluation mode.
@@ -113,7 +114,10 @@ def train_vae(
     torch.manual_seed(recipe.seed)
     vae = CausalVAE(config).to(device).train()
     if start is not None:
-        vae.load_state_dict(start.state_dict())
+        vae.encoder.load_state_dict(start.encoder.state_dict())
+        if _decoder_sizes(start.config) == _decoder_sizes(config):
+            vae.decoder.load_state_dict(start.decoder.state_dict())
+    vae.encoder.requires_grad_(not recipe.freeze_encoder)
     if recipe.compiled:
         torch._dynamo.config.recompile_limit = 64  # one graph for each of the resolutions
         for block in (module for module in vae.modules() if isinstance(module, ResBlock)):
@@ -136,11 +140,17 @@ def train_vae(
         trainer.run(loss_of, look)
     with trainer.averaged():
         weights = {name: value.clone() for name, value in vae.state_dict().items()}
-        with torch.compiler.set_stance("force_eager"):
-            mean, std = measure_latents(vae, recipe.size, device, world=recipe.world)
+        mean, std = config.latents_mean, config.latents_std
+        if not recipe.freeze_encoder:
+            with torch.compiler.set_stance("force_eager"):
+                mean, std = measure_latents(vae, recipe.size, device, world=recipe.world)
     finished = CausalVAE(replace(config, latents_mean=mean, latents_std=std))
     finished.load_state_dict(weights)
     return finished.to(device).eval()
+
+
+def _decoder_sizes(config: VAEConfig) -> tuple[object, ...]:
+    return config.latent_channels, config.patch, config.decoder_widths, config.decoder_depth
 
 
 @torch.no_grad()

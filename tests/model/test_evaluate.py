@@ -12,7 +12,7 @@ import pytest
 from tinywan import evaluate as evaluation
 from tinywan.errors import ConfigError
 from tinywan.judge import degrade, find_region, measure
-from tinywan.probes import Probe
+from tinywan.probes import Probe, accuracy
 from tinywan.theatre import PLACES, Scene, is_held_out, parse, render, sample_scene
 
 SCENE = Scene("woman", "qipao", "red", "umbrella", "yellow", "alley", "rain", "walk", "left", 7)
@@ -254,6 +254,7 @@ def test_command_writes_findings_and_sheet(
         SimpleNamespace(from_pretrained=lambda path, device: painter),
     )
     monkeypatch.setattr(evaluation, "count_token_experts", lambda pipe: nullcontext({}))
+    monkeypatch.setattr(evaluation, "accuracy", lambda probe, clips, vae: accuracy(probe, clips))
     monkeypatch.setattr(evaluation, "vae_psnr", lambda vae, scenes, frames, size: [30.0, 34.0])
     command = ["--prompts", "4", "--judge-clips", "2", "--seen", "2", "--flagship", "3"]
     assert evaluation.main([*command, "--out", str(tmp_path / "found")]) == 0

@@ -131,16 +131,45 @@ class Stubborn:
         return {name: torch.eye(len(values))[:1] for name, values in FACTORS.items()}
 
 
-def test_accuracy_is_the_share_of_clips_that_show_what_the_probe_says():
-    drawn = examples(np.random.default_rng([1, 5]), "held_out")
-    scenes = [next(drawn)[1] for _ in range(12)]
+def test_accuracy_is_the_share_of_clips_that_show_what_the_probe_says(monkeypatch):
+    scenes = []
+    sample = theatre.sample_scene
+    monkeypatch.setattr(
+        theatre, "sample_scene", lambda *how: scenes.append(sample(*how)) or scenes[-1]
+    )
     found = accuracy(Stubborn(), 12)
-    for kind, part in (("rendered", scenes[::2]), ("degraded", scenes[1::2])):
-        right = [scene.subject == FACTORS["subject"][0] for scene in part]
+    assert len(scenes) == 12
+    assert all(theatre.is_held_out(scene) for scene in scenes)
+    for kind in ("rendered", "degraded"):
+        right = [scene.subject == FACTORS["subject"][0] for scene in scenes]
         assert found[kind]["subject"] == pytest.approx(np.mean(right))
-        seen = [scene for scene in part if scene.look != "monochrome"]
+        seen = [scene for scene in scenes if scene.look != "monochrome"]
         right = [scene.garment_color == theatre.COLORS[0] for scene in seen]
         assert found[kind]["garment_color"] == pytest.approx(np.mean(right))
+
+
+def test_what_a_vae_leaves_of_a_clip_is_what_the_probe_is_shown():
+    shown = []
+
+    class Seeing(Stubborn):
+        def __call__(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+            shown.append(pictures)
+            return super().__call__(pictures)
+
+    class Darkening:
+        mean = torch.zeros(1)
+
+        def encode(self, video: torch.Tensor) -> torch.Tensor:
+            return video
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return latents - 0.5
+
+    found = accuracy(Seeing(), 2, vae=Darkening())
+    assert found.keys() == {"rendered", "degraded", "decoded"}
+    rendered, _, decoded = shown[:3]
+    bright = rendered > -0.4
+    torch.testing.assert_close(decoded[bright], (rendered - 0.5)[bright], atol=0.01, rtol=0)
 
 
 def test_the_shipped_probes_are_right_on_held_out_clips():

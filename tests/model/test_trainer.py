@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tinywan.errors import CheckpointError
 from tinywan.muon import orthogonalise
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
-from tinywan.train_vae import VAERecipe, training_batch
+from tinywan.train_vae import VAERecipe, train_vae, training_batch
 from tinywan.trainer import Trainer, TrainerConfig
 from tinywan.vae import CausalVAE
 from torch import Tensor, nn
@@ -335,9 +336,32 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     assert on.config.dit.condition_channels == 20
 
 
+def test_a_frozen_encoder_keeps_the_latents_while_a_larger_decoder_learns_anew(tmp_path):
+    steps = TrainerConfig(steps=4, warmup=1)
+    recipe = VAERecipe(steps, batch=1, num_frames=5, crop=16, size=32, freeze_encoder=True)
+    start = CausalVAE(replace(preset("debug").vae, latents_mean=(0.5,) * 16)).eval()
+    for widths in ((8, 16), (12, 20)):
+        wanted = replace(start.config, decoder_widths=widths)
+        made = train_vae(tmp_path / str(widths), recipe, wanted, start=start)
+        assert_same(made.encoder.state_dict(), start.encoder.state_dict())
+        assert made.config == wanted  # mean and deviation are still the old ones
+        assert made.decoder.head.weight.shape[1] == 9 * widths[0]
+        video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+        with torch.no_grad():
+            assert torch.equal(made.encode(video), start.encode(video))
+    kept = train_vae(
+        tmp_path / "kept",
+        replace(recipe, trainer=TrainerConfig(steps=0)),
+        start.config,
+        start=start,
+    )
+    assert_same(kept.state_dict(), start.state_dict())  # the decoder was taken over, too
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (f"--freeze-encoder --start-from {SHIPPED}", "give --vae-steps"),
         ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),
         (f"--preset small --start-from {SHIPPED}", "leave --preset out"),
         (f"--world whole --start-from {SHIPPED}", "goes on in the first world"),
