@@ -191,16 +191,18 @@ def _subject(adapter: Adapter, request: Request, video: bool) -> Subject:
 
 def _plan(subject: Subject, options: Options, request: Request) -> Plan:
     a = subject.anatomy
-    per_key = 2 * a.heads * a.grid.tokens * a.head_width  # operations of q·k
+    per_width = 2 * a.heads * a.grid.tokens  # operations of q·k for each key and number of a head
     whole = a.frame_kind == "self_attn"
     keys = sum(len(subject.prompts[branch].tokens) + 2 for branch in options.branches)
+    work = keys * a.head_width
     if options.frames is not None:
-        keys += len(options.branches) * (a.grid.tokens if whole else a.grid.frames)
+        seen = a.grid.tokens if whole else a.grid.frames
+        work += len(options.branches) * seen * a.frame_head_width
     rows = a.text_length if options.frames is None or not whole else a.grid.tokens
     guided = any(scale is not None and scale > 1 for scale in request.guidance.values())
     return Plan(
         arrays=layout(subject, options),
-        extra_flops=subject.steps * a.layers * per_key * keys,
+        extra_flops=subject.steps * a.layers * per_width * work,
         model_flops=subject.steps * a.forward_flops * (2 if guided else 1),
         work_bytes=2 * min(WORK_BYTES, 4 * a.heads * a.grid.tokens * rows),
     )

@@ -31,7 +31,8 @@ class Anatomy:
     grid: Grid
     layers: int
     heads: int
-    head_width: int  # d
+    head_width: int  # d of cross-attention
+    frame_head_width: int  # d where frames look at each other
     text_length: int  # p, keys of the cross-attention, padding included
     frame_kind: Kind  # where frames look at each other: temporal_attn or self_attn
     token_experts: int  # 0 for a dense feed-forward

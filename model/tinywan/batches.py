@@ -141,7 +141,11 @@ class Clips:
                 given = random_frames(phase.num_frames, rng)
                 keyframes.append({latent_place(frame): video[0, :, frame] for frame in given})
             if self.regions:
-                told_of = [*told.spans.items(), *told.colors.items()] if captions[-1] else []
+                # each deed apart: who acts should read both what is done and to which side
+                deeds = [("subject", (span,)) for span in told.deeds]
+                told_of = (
+                    [*told.spans.items(), *told.colors.items(), *deeds] if captions[-1] else []
+                )
                 offsets = self.tokenizer.encode(captions[-1]).offsets[:-1]
                 regions.append(part_regions(told_of, clip.masks, offsets, config.text.text_len))
             if self.focus:

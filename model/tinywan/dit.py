@@ -1,8 +1,8 @@
 """The denoiser: a diffusion transformer over video tokens that reads the prompt in every block.
 
 Read bottom-up: `Modulation`, one `Block`, then `DiT`. Source: DiT, arXiv 2212.09748; Wan, arXiv
-2503.20314, section 4.2. Configured with full attention and a dense feed-forward, this file is
-Wan's transformer; factorised, with token experts, it is small enough for a laptop.
+2503.20314, section 4.2. Configured with full attention, a dense feed-forward and no absolute positions, this
+file is Wan's transformer; factorised, with token experts, it is small enough for a laptop.
 """
 
 import math
@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tinywan.attention import Attention, Grid
 from tinywan.errors import ConfigError
@@ -55,14 +54,15 @@ class DiTConfig:
                 f"dim={self.dim} cannot be split into num_heads={self.num_heads} heads of even "
                 f"width: use a multiple of {2 * self.num_heads}"
             )
-        if self.spatial_head_dim % 2 or self.temporal_head_dim % 2:
-            raise ConfigError(
-                f"spatial_head_dim={self.spatial_head_dim} and temporal_head_dim="
-                f"{self.temporal_head_dim} must be even: rotary positions turn pairs"
-            )
         if self.attention not in ("factorised", "full"):
             raise ConfigError(f"attention={self.attention!r}: use 'factorised' or 'full'")
         if self.attention == "factorised":
+            for name, least in (("spatial_head_dim", 6), ("temporal_head_dim", 2)):
+                if (width := getattr(self, name)) < least or width % 2:
+                    raise ConfigError(
+                        f"{name}={width} has no room for rotary positions, which turn pairs: use an even "
+                        f"number from {least} on"
+                    )
             for name in ("spatial_windows", "temporal_windows"):
                 if len(getattr(self, name)) != self.num_layers:
                     raise ConfigError(
@@ -111,16 +111,10 @@ class Modulation(NamedTuple):
     scale: Tensor
     gate: Tensor
 
-    def __call__(self, normed: Tensor) -> Tensor:  # [b l c] -> [b l c]
-        """Shift and scale what goes into the sublayer."""
-        return torch.addcmul(self.shift, normed.float(), 1 + self.scale).to(normed.dtype)
-
-    def modulated(self, norm: LayerNorm, x: Tensor) -> Tensor:  # [b l c] -> [b l c]
-        """Normalise, then shift and scale: in one pass where one noise level holds for all of the batch."""
-        if len(self.shift) == 1 and not torch.is_grad_enabled():
-            shape, scale, shift = x.shape[-1:], 1 + self.scale.flatten(), self.shift.flatten()
-            return functional.layer_norm(x.float(), shape, scale, shift, norm.eps).to(x.dtype)
-        return self(norm(x))
+    def into(self, norm: LayerNorm, x: Tensor) -> Tensor:  # [b l c] -> [b l c]
+        """What goes into the sublayer: normalised, scaled and shifted."""
+        normed: Tensor = norm(x, self.scale, self.shift)
+        return normed
 
     def add(self, x: Tensor, answer: Tensor) -> Tensor:  # [b l c], [b l c] -> [b l c]
         """Add the sublayer's answer to the residual stream, as much of it as the gate lets through."""
@@ -200,11 +194,11 @@ class Block(nn.Module):
         )
         for name, modulation in zip(self.looks, looking, strict=True):
             attend = getattr(self, name)
-            seen = attend(modulation.modulated(self.norm1, x), grid=grid, rotary=rotary[name])
+            seen = attend(modulation.into(self.norm1, x), grid=grid, rotary=rotary[name])
             x = modulation.add(x, seen)
         read = self.cross_attn(self.norm2(x), keys_values, attended=attended)
         x = x + read
-        normed = thinking.modulated(self.norm3, x)
+        normed = thinking.into(self.norm3, x)
         thought = self.moe(normed, read) if hasattr(self, "moe") else self.ffn(normed)
         return self.resid_post(thinking.add(x, thought))
 
@@ -317,7 +311,7 @@ class DiT(nn.Module):
         for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
             x = block(x, keys_values, context.attended, time, rotary, grid)
         shift, scale = (self.scale_shift_table.float() + embed.float()[:, None]).chunk(2, dim=1)
-        x = torch.addcmul(shift, self.norm_out(x).float(), 1 + scale).to(x.dtype)
+        x = self.norm_out(x, scale, shift)
         f, h, w = grid
         return rearrange(
             self.proj_out(x),

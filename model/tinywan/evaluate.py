@@ -178,6 +178,10 @@ def evaluate(
         pictures.append(frames[len(frames) // 2])
         true = render(scene, *frames.shape[:3])
         color = scene.garment_color if scene.look == "plain" else None
+        steady = {
+            kind: unsteadiness(find_region(clip, color)) if color else math.nan
+            for kind, clip in (("generated", frames), ("rendered", true.frames))
+        }
         records.append(
             {
                 "prompt": told.text,
@@ -191,10 +195,9 @@ def evaluate(
                 "asked": {name: getattr(scene, name) for name in parse(told.text)},
                 "seen": probe.read(frames),
                 "flicker": {"generated": flicker(frames), "rendered": flicker(true.frames)},
-                "unsteadiness": {
-                    "generated": unsteadiness(find_region(frames, color)) if color else math.nan,
-                    "rendered": unsteadiness(true.masks["garment"]) if color else math.nan,
-                },
+                "unsteadiness": steady
+                if not any(map(math.isnan, steady.values()))
+                else dict.fromkeys(steady, math.nan),
             }
         )
     generated = {}
@@ -376,6 +379,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         _check_request(chosen.prompts, chosen.seed)  # before weights are loaded
+        for name in ("seen", "flagship", "keyframe_clips", "vae_clips", "judge_clips"):
+            if getattr(chosen, name) < 0:
+                raise ConfigError(
+                    f"{name}={getattr(chosen, name)}: use 0, which leaves it out, or more"
+                )
         pipe = TextToVideoPipeline.from_pretrained(chosen.checkpoint, device=chosen.device)
         world, seed = pipe.config.world, chosen.seed
         prompts = sample_prompts(chosen.prompts, seed, "held_out", world)
@@ -422,13 +430,22 @@ def _write(
         for record in findings["prompts"]
     ]
     for name, text in (
-        ("evaluation.json", json.dumps(findings, ensure_ascii=False, indent=1)),
+        ("evaluation.json", json.dumps(_known(findings), ensure_ascii=False, indent=1)),
         ("evaluation.md", markdown(findings)),
     ):
         part = folder / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         part.replace(folder / name)
     _write_sheet(folder / "evaluation.png", pictures, captions)
+
+
+def _known(value: Any) -> Any:
+    """The same with None where a number is not known: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _known(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_known(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_sheet(

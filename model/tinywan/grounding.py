@@ -1,6 +1,6 @@
 """Grounding: teach cross-attention to read a word where its object is.
 
-In a world of a dozen words per caption an even mixture of all of them tells every token enough, and
+In a world of some thirty words per caption an even mixture of all of them tells every token enough, and
 cross-attention stays flat: the words are obeyed, and its maps show nothing. The theatre knows the
 mask of every word, so two things can be asked for: that the attention a word gets lies inside its mask
 (`outside_share`, the token loss of TokenCompose, Wang et al. 2023, arXiv 2312.03626, equation 2, frame by
@@ -46,8 +46,8 @@ def part_regions(
     """Tokens and places of what a caption mentions.
 
     Args:
-        mentions: names of parts, and words that tell their colours: a colour that is read where
-            its object is does not run over into another.
+        mentions: names of parts, words that tell their colours (a colour that is read where its
+            object is does not run over into another), and what the subject does.
         masks: bool `[F, H, W]` by part.
         offsets: characters of each token.
         text_len: tokens of a prompt with padding.

@@ -1,6 +1,7 @@
 """The judge: what a clip shows, measured on its pixels, blind to the prompt.
 
-It finds saturated pixels (only costumes and props are saturated in the theatre), groups them by hue, and
+It finds saturated pixels (only costumes and props are saturated in the theatre;
+through film or in black and white it cannot judge colours), groups them by hue, and
 tells garment from prop by shape; the place is read off a coarse grid of mean colours by a linear probe that
 is fitted on rendered training scenes.
 """

@@ -39,7 +39,8 @@ def measure_snapshots(
     Raises:
         CheckpointError: where the run kept none.
     """
-    folders = sorted((run / "denoiser" / SNAPSHOTS).glob("step*"))
+    # what was seen is written last: a snapshot without it is not finished
+    folders = sorted(p.parent for p in (run / "denoiser" / SNAPSHOTS).glob(f"step*/{SEEN}"))
     points = []
     for folder in tqdm(folders, "snapshots", disable=not progress_bar):
         shown = json.loads((folder / SEEN).read_text(encoding="utf-8"))

@@ -32,11 +32,33 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` computed in float32 and cast back, as Wan does under bfloat16."""
+    """`nn.LayerNorm` computed in float32 and cast back, as Wan does under bfloat16.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[... dim] -> [... dim], in the input's dtype."""
-        weight = None if self.weight is None else self.weight.float()
-        bias = None if self.bias is None else self.bias.float()
-        out = nn.functional.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
+    Without weights of its own it can be told how to scale and shift what it normalised: adaptive layer
+    norm, DiT, arXiv 2212.09748, section 3.2.
+    """
+
+    def forward(
+        self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """Normalise, and modulate where that is asked for.
+
+        Args:
+            input: `[b, l, c]`, or any shape that ends in the width.
+            scale: `[b, 1, c]`, float32, or `[1, 1, c]` for the whole batch; 1 is added to it.
+            shift: the same.
+
+        Returns:
+            The same shape, in the input's dtype.
+        """
+        x, shape = input.float(), self.normalized_shape
+        if scale is None or shift is None:
+            weight = None if self.weight is None else self.weight.float()
+            bias = None if self.bias is None else self.bias.float()
+            out = nn.functional.layer_norm(x, shape, weight, bias, self.eps)
+        elif len(scale) == 1:  # in one pass
+            weight, bias = 1 + scale.flatten(), shift.flatten()
+            out = nn.functional.layer_norm(x, shape, weight, bias, self.eps)
+        else:
+            out = torch.addcmul(shift, nn.functional.layer_norm(x, shape, eps=self.eps), 1 + scale)
         return out.to(input.dtype)

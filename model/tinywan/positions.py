@@ -2,8 +2,9 @@
 
 Rotary positions (rope.py) tell two tokens how far apart they are, and nothing else. In pure noise all
 tokens are alike, so a denoiser that has only them cannot know which half of the picture, or which
-frame, a token belongs to: trained that way, tinywan's first guess was a mirror-symmetric still, and
-nobody walked where the prompt sent them. Wan has rotary positions alone and must find the edges by itself.
+frame, a token belongs to: trained that way, tinywan's first guess was a mirror-symmetric still. Absolute
+positions make it possible to draw what a prompt says of left, right and motion; it has to be learnt all the
+same. Wan has rotary positions alone and must find the edges by itself.
 
 Source of the waves: Vaswani et al. 2017, arXiv 1706.03762, section 3.5; along rows and columns they are
 cosines of the whole picture, as in a discrete cosine transform, so that other sizes fit.

@@ -1,6 +1,7 @@
 """The sizes of one architecture, from a test's to Wan2.2's."""
 
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import Any, Literal
 
 from tinywan.dit import DiTConfig
@@ -22,7 +23,7 @@ class ModelConfig:
     num_frames: int = 17  # 1 + 4k
     fps: int = 8
     num_inference_steps: int = 20
-    shift: float = 3.0  # of the noise levels, in training and sampling
+    shift: float = 3.0  # of the noise levels in sampling; train.py has its own
     boundary_ratio: float = 0.875  # noise levels from here up belong to the high-noise expert
     sampler: str = "unipc"
     world: Literal["first", "whole"] = "first"  # of the theatre, that it was trained on
@@ -48,6 +49,13 @@ class ModelConfig:
         def tuples(part: dict[str, Any]) -> dict[str, Any]:
             return {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
 
+        for part, kind in (("text", TextEncoderConfig), ("vae", VAEConfig), ("dit", DiTConfig)):
+            lacking = {field.name for field in dataclass_fields(kind)} - set(fields.get(part) or ())
+            if lacking:  # a default might not be what the weights were made with
+                raise CheckpointError(
+                    f"this is not the configuration of a tinywan of this version: {part} lacks "
+                    f"{', '.join(sorted(lacking))}"
+                )
         try:
             return cls(
                 **{
@@ -63,7 +71,15 @@ class ModelConfig:
             ) from error
 
 
-TINY = ModelConfig("tiny", TextEncoderConfig(), VAEConfig(), DiTConfig())
+KEYFRAMES = 4 + VAEConfig.latent_channels  # channels of what is given: a mask, and latents
+TINY = ModelConfig(
+    "tiny",
+    TextEncoderConfig(),
+    VAEConfig(),
+    DiTConfig(condition_channels=KEYFRAMES),
+    shift=1.1,  # latents are about 0.37 large: noise hides them as 3 would if they were 1 large
+    world="whole",
+)
 
 PRESETS = {
     "tiny": TINY,
@@ -75,6 +91,7 @@ PRESETS = {
         num_frames=33,
         vae=VAEConfig(encoder_widths=(96, 192), decoder_widths=(128, 256)),
         dit=DiTConfig(
+            condition_channels=KEYFRAMES,
             dim=384,
             num_heads=8,
             spatial_head_dim=32,

@@ -298,8 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=400, help="rendered clips to be judged on")
     parser.add_argument("--out", type=Path, default=SHIPPED_PROBES, help="file to write")
     options = parser.parse_args(arguments)
-    if options.steps < 1 or options.clips < 2:
-        print("error: use 1 step and 2 clips, or more", file=sys.stderr)
+    if options.steps < 1 or options.clips < 1:
+        print("error: use 1 step and 1 clip, or more", file=sys.stderr)
         return 2
     probe = train_probe(options.steps)
     found = accuracy(probe, options.clips)

@@ -1,4 +1,4 @@
-"""Rotary positions in three dimensions: a token knows its frame, row and column.
+"""Rotary positions in three dimensions: how far apart two tokens are in frames, rows and columns.
 
 Source: RoFormer, arXiv 2104.09864; the split of the head width over the three axes is Wan's.
 """

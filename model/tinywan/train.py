@@ -3,7 +3,8 @@
     python -m tinywan.train --out runs/tiny                      # VAE, then denoiser
     torchrun --nproc-per-node 2 -m tinywan.train --out runs/tiny # faster on two CPU cores
 
-A run folder holds `vae/` and `denoiser/`, each with its state, TensorBoard logs and sample pictures,
+A run folder holds `vae/` and `denoiser/`, each with its state, TensorBoard logs and sample pictures, the
+denoiser also with `snapshots/` of its averaged weights,
 and at the end `checkpoint/`, which `TextToVideoPipeline.from_pretrained` reads.
 """
 
@@ -78,9 +79,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--world",
         choices=("first", "whole"),
-        help="of the theatre; 'whole' adds camera, look, companion and wind; first by default",
+        help="of the theatre; 'whole', that of all presets but debug, adds camera, look, companion and wind",
     )
-    parser.add_argument("--keyframes", action="store_true", help="also learn to obey keyframes")
+    parser.add_argument(
+        "--keyframes",
+        action="store_true",
+        help="also learn to obey keyframes, where --start-from or --preset debug knows none",
+    )
     parser.add_argument(
         "--router",
         choices=("plain", "text"),
@@ -116,7 +121,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--training-shift",
         type=float,
-        help="of the noise levels in training; more than the 3 of sampling shows more noise",
+        default=2.0,
+        help="of the noise levels in training; more than the 1.1 of sampling shows more noise",
     )
     parser.add_argument(
         "--focus",
@@ -141,7 +147,7 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
         start: what to go on from, if anything.
 
     Returns:
-        A preset with what was asked for, or what `start` has, perhaps with keyframes.
+        A preset with what was asked for, or what `start` has, with what was asked for.
 
     Raises:
         ConfigError: for options that cannot go together.
@@ -152,6 +158,11 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
             raise ConfigError(
                 f"--start-from goes on with a {config.name!r}, and --preset asks for "
                 f"{options.preset!r}: leave --preset out"
+            )
+        if (options.router, config.dit.router) == ("plain", "text"):
+            raise ConfigError(
+                "--start-from goes on with a router that sees what was read, and --router asks for a plain "
+                "one: leave --router out, or train from nothing"
             )
     elif options.noise_experts:
         raise ConfigError(
@@ -175,6 +186,10 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
     vae = config.vae
     if options.decoder_widths:
         vae = replace(vae, decoder_widths=tuple(options.decoder_widths))
+    if options.decoder_widths and start is not None and not options.vae_steps:
+        raise ConfigError(
+            "--decoder-widths asks for another decoder, which has to learn: give --vae-steps"
+        )
     if options.freeze_encoder and (start is None or not options.vae_steps):
         raise ConfigError(
             "--freeze-encoder keeps the encoder of a checkpoint while its decoder learns: name one with "
@@ -201,7 +216,7 @@ def obtain_vae(
         return start.to(device)
     recipe = VAERecipe(
         TrainerConfig(
-            steps=options.vae_steps or VAE_STEPS,
+            steps=VAE_STEPS if options.vae_steps is None else options.vae_steps,
             lr=options.vae_lr,
             muon_lr=options.vae_muon_lr,
             bfloat16=options.bfloat16,
@@ -240,7 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     leads = rank_and_world()[0] == 0
     try:
         find_device(device)
-        for name in ("image_batch", "video_batch", "micro_batch", "threads"):
+        if options.vae_steps is not None and options.vae_steps < 0:
+            raise ConfigError(f"vae_steps={options.vae_steps}: use 0 or more")
+        for name in ("image_batch", "video_batch", "micro_batch", "vae_batch", "threads"):
             if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")
         if options.threads is not None:

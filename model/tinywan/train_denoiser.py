@@ -193,7 +193,7 @@ def is_hidden_matrix(name: str) -> bool:
 
 
 def train_tokenizer(
-    world: World = "first", text_len: int = 64, captions: int = 6000
+    world: World = "whole", text_len: int = 96, captions: int = 6000
 ) -> UnigramTokenizer:
     """Learn the tokens from captions of the theatre.
 
@@ -217,7 +217,7 @@ def denoiser_loss(
     """Squared error of the predicted velocity, and what else the recipe asks for.
 
     The less noise, the better it can be known what will be where, and the more grounding and focus
-    count: where nobody can know yet, more weight on costumes would paint several of them.
+    count: where nobody can know yet, more weight on those who act would paint several of them.
 
     Source: rectified flow, arXiv 2209.03003, equation 1; router: see moe.py; flow: see motion.py.
 

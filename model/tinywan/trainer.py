@@ -53,14 +53,17 @@ def keep_freed_memory() -> None:
     """Ask glibc to keep what is freed for the next step, which takes a sixth less time on a CPU.
 
     Otherwise large tensors are handed back to the system and fetched again, page by page, at every step.
-    Elsewhere than on Linux nothing happens. Source: mallopt(3).
+    With another C library nothing happens. Source: mallopt(3).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
     top_pad, trim_threshold, mmap_threshold = -2, -1, -3
-    mallopt(mmap_threshold, 2**30)
+    if not mallopt(mmap_threshold, 2**30) and not mallopt(
+        mmap_threshold, 2**25
+    ):  # older ones: 32 MiB
+        return
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**28)
 
@@ -203,7 +206,7 @@ class Trainer:
         Args:
             loss_of: computes the loss of a step, and figures to log; a figure called "loss" stands
                 for that of the whole batch where the loss is only its last micro-batch's share.
-            look: called every `sample_every` steps with averaged weights, to draw pictures.
+            look: called every `sample_every` steps with averaged weights, to draw pictures and keep them.
         """
         steps = range(self.step, self.config.steps)
         bar = tqdm(

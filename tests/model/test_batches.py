@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tinywan import theatre
+from tinywan import batches, theatre
 from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
+from tinywan.grounding import part_regions
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
 from tinywan.text import UnigramTokenizer
@@ -81,3 +82,18 @@ def test_rows_of_a_batch_take_all_its_parts(vae):
     assert len(some) == 2
     for name in ("ids", "latents", "sigma", "focus"):
         assert torch.equal(getattr(some, name), getattr(batch, name)[[4, 1]])
+
+
+def test_who_acts_is_asked_to_read_its_name_and_each_of_its_deeds(vae, monkeypatch):
+    asked = []
+
+    def spy(mentions, *rest):
+        asked.append(list(mentions))
+        return part_regions(mentions, *rest)
+
+    monkeypatch.setattr(batches, "part_regions", spy)
+    batch_of(vae, regions=True)
+    assert len(asked) == 10
+    of_subject = [[spans for part, spans in mentions if part == "subject"] for mentions in asked]
+    assert {len(found) for found in of_subject} == {2, 3}  # the name, the deed, perhaps the side
+    assert all(len(spans) == 1 for found in of_subject for spans in found[1:])

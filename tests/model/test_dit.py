@@ -4,6 +4,7 @@ import pytest
 import torch
 from tinywan.dit import Block, DiT, DiTConfig, Modulation, sinusoids
 from tinywan.errors import ConfigError
+from tinywan.norms import LayerNorm
 from torch import Tensor, nn
 
 LATENTS = (2, 4, 3, 4, 6)  # b c f h w
@@ -166,11 +167,33 @@ def test_modulation_rows_are_shift_scale_and_gate_of_each_sublayer_in_turn():
     torch.testing.assert_close(found, y, atol=10 * EXACT, rtol=0)
 
 
-def test_modulation_is_done_in_float32_and_rounded_to_the_dtype_of_the_tokens():
-    shift, scale, gate = torch.randn(3, 1, 1, 8)
-    normed = torch.randn(1, 5, 8).bfloat16()
-    found = Modulation(shift, scale, gate)(normed)
-    assert torch.equal(found, (normed.float() * (1 + scale) + shift).bfloat16())
+@pytest.mark.parametrize("rows", [1, 2])
+def test_modulation_is_done_in_float32_and_rounded_once(rows):
+    shift, scale, gate = torch.randn(3, rows, 1, 8)
+    x, answer = torch.randn(2, 2, 5, 8).bfloat16()
+    norm = LayerNorm(8, elementwise_affine=False)
+    wide = x.float()
+    normed = (wide - wide.mean(-1, keepdim=True)) / (
+        wide.var(-1, unbiased=False, keepdim=True) + norm.eps
+    ).sqrt()
+    modulation = Modulation(shift, scale, gate)
+    found = modulation.into(norm, x)
+    assert found.dtype == torch.bfloat16
+    expected = normed * (1 + scale) + shift
+    torch.testing.assert_close(found.float(), expected, atol=0.004, rtol=0.004)  # half a bit of 8
+    assert torch.equal(modulation.add(x, answer), (wide + gate * answer.float()).bfloat16())
+
+
+def test_a_hook_on_a_norm_sees_what_goes_into_the_sublayer_in_training_and_in_a_run(inputs):
+    model = speaking(CONFIGS["factorised"])
+    seen = []
+    model.blocks[0].norm1.register_forward_hook(lambda module, args, output: seen.append(output))
+    latents, _, embeds = inputs
+    model(latents, torch.tensor([700.0, 700.0]), embeds)
+    with torch.no_grad():
+        model(latents, torch.tensor([700.0]), embeds)
+    assert len(seen) == 4  # before looking around and before looking along time, each
+    torch.testing.assert_close(seen[0], seen[2], atol=10 * EXACT, rtol=1e-5)
 
 
 @pytest.mark.parametrize("patch_size", [(1, 2, 2), (3, 1, 2)])

@@ -270,10 +270,40 @@ def test_command_writes_findings_and_sheet(
     assert findings["seen"]["all"]["clips"] == 2
     assert findings["vae"] == {"clips": 2, "psnr": 32.0}
     assert findings["flagship"]["right"]["place"] == 3
+    card = (tmp_path / "found" / "evaluation.md").read_text(encoding="utf-8")
+    assert "| place | 4 |" in card
+    assert "* VAE: 32.0 dB on 2 rendered clips" in card
     shown = capsys.readouterr().out
     assert "generated, all" in shown
     assert "VAE: 32.0 dB on 2 rendered clips" in shown
     assert "flagship: all of it in 3 of 3 clips" in shown
+
+
+def test_a_clip_that_is_the_truth_flickers_and_moves_as_the_truth() -> None:
+    prompts = evaluation.sample_prompts(6, seed=3, world="whole")
+
+    class Truth(Painter):
+        def __call__(self, prompt: str, *, seed: int, progress_bar: bool, **options: Any) -> Any:
+            scene = next(scene for scene, told in prompts if told.text == prompt)
+            return SimpleNamespace(frames=render(scene).frames[None] / np.float32(255))
+
+    findings, _ = evaluation.evaluate(Truth(), prompts, judge_clips=1, progress_bar=False)
+    everything = findings["generated"]["all"]
+    for name in ("flicker", "unsteadiness"):
+        assert everything[name]["generated"] == pytest.approx(everything[name]["rendered"])
+    looks = {scene.look for scene, _ in prompts}
+    assert looks > {"plain"}  # colours of the others are not judged
+    judged = [record["garment_color_right"] is not None for record in findings["prompts"]]
+    assert judged == [scene.look == "plain" for scene, _ in prompts]
+
+
+@pytest.mark.parametrize("arguments", [["--seen", "-1"], ["--vae-clips", "-1"]])
+def test_command_refuses_counts_below_zero_before_it_draws(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluation.main([*arguments, "--out", str(tmp_path / "none")]) == 2
+    assert "use 0, which leaves it out, or more" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--prompts", "0"], ["--seed", "-1"]])

@@ -248,7 +248,11 @@ def test_the_taps_see_the_run(pipe):
         "noise_pred": 3,
         "frames": 1,
     }
-    assert seen["prompt_embeds"][0].shape == (2, 64, 32)  # prompt, then negative prompt
+    assert seen["prompt_embeds"][0].shape == (
+        2,
+        pipe.tokenizer.text_len,
+        32,
+    )  # prompt, then negative
     assert torch.equal(seen["frames"][0], torch.from_numpy(frames))
     noise = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(7))
     assert torch.equal(seen["latents"][0], noise)

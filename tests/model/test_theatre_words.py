@@ -218,3 +218,25 @@ def test_command_counts_both_worlds(tmp_path: Path) -> None:
     )
     assert failed.returncode == 2
     assert "--sample 0 leaves nothing to count" in failed.stderr
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_deeds_are_the_words_for_what_is_done_and_to_which_side(language):
+    rng = np.random.default_rng(21)
+    verbs = {
+        "walk": ("walk", "stroll", "走", "步"),
+        "run": ("run", "跑"),
+        "stand": ("stand", "站"),
+    }
+    sides = {"left": ("left", "左"), "right": ("right", "右")}
+    sided = 0
+    for _ in range(80):
+        scene = sample_scene(rng, world="whole")
+        told = caption(scene, language, rng)
+        words = [told.text[start:stop] for start, stop in told.deeds]
+        assert any(verb in words[0] for verb in verbs[scene.action])
+        if len(words) > 1:
+            assert any(side in words[1] for side in sides[scene.direction])
+            sided += 1
+        assert len(words) == 1 + ("direction" in parse(told.text))
+    assert 0 < sided < 80

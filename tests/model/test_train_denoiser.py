@@ -8,6 +8,7 @@ from tinywan import flow, theatre
 from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
 from tinywan.dit import DiTConfig
+from tinywan.errors import ConfigError
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
 from tinywan.text import UnigramTokenizer
@@ -226,8 +227,12 @@ def test_options_choose_how_the_denoiser_is_built():
         return find_config(parse_arguments(words), None).dit
 
     assert dit() == preset("tiny").dit
-    assert dit("--keyframes").condition_channels == 4 + preset("tiny").vae.latent_channels
+    assert dit("--preset", "debug", "--keyframes").condition_channels == 20
     assert dit("--router", "text").router == "text"
+    with pytest.raises(ConfigError, match="asks for a plain"):
+        seeing = TextToVideoPipeline.from_preset("debug")
+        seeing.config = replace(seeing.config, dit=replace(seeing.config.dit, router="text"))
+        find_config(parse_arguments(["--router", "plain"]), seeing)
     free = dit("--no-windows")
     assert set(free.spatial_windows) == set(free.temporal_windows) == {None}
     assert len(free.spatial_windows) == free.num_layers

@@ -294,7 +294,7 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     def train(out: str, more: str = "") -> str:
         options = f"--preset debug --image-steps 2 --video-steps 2 --threads 1 {more}"
         if "--start-from" not in more or "--flow-loss" in more:
-            options += " --vae-steps 3"  # otherwise the VAE is kept
+            options += " --vae-steps 3"  # otherwise the VAE is kept, unless `more` says it is not
         options += f" --image-batch 2 --video-batch 2 --micro-batch 1 --out {out}"
         command = [sys.executable, "-m", "tinywan.train", *options.split()]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
@@ -321,6 +321,12 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     assert_same(more.vae.state_dict(), pipe.vae.state_dict())
     moved = more.transformer.proj_out.weight - pipe.transformer.proj_out.weight
     assert 0 < moved.abs().max() < 0.01  # four steps on from there, not from elsewhere
+    assert list((run / "denoiser/snapshots").glob("step*/seen.json"))
+    larger = "--start-from run/checkpoint --freeze-encoder --decoder-widths 8 20 --vae-steps 2"
+    train("larger", larger)
+    larger = TextToVideoPipeline.from_pretrained(tmp_path / "larger/checkpoint")
+    assert larger.config.vae.decoder_widths == (8, 20)
+    assert_same(larger.vae.encoder.state_dict(), pipe.vae.encoder.state_dict())
     train("forked", "--start-from run/checkpoint --noise-experts")
     forked = TextToVideoPipeline.from_pretrained(tmp_path / "forked/checkpoint")
     assert_same(forked.text_encoder.state_dict(), pipe.text_encoder.state_dict())
@@ -362,9 +368,12 @@ def test_a_frozen_encoder_keeps_the_latents_while_a_larger_decoder_learns_anew(t
     ("options", "sentence"),
     [
         (f"--freeze-encoder --start-from {SHIPPED}", "give --vae-steps"),
+        (f"--decoder-widths 8 16 --start-from {SHIPPED}", "another decoder, which has to learn"),
+        ("--preset debug --vae-batch 0", "vae_batch=0"),
+        ("--preset debug --vae-steps -1", "vae_steps=-1"),
         ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),
         (f"--preset small --start-from {SHIPPED}", "leave --preset out"),
-        (f"--world whole --start-from {SHIPPED}", "goes on in the first world"),
+        (f"--world first --start-from {SHIPPED}", "goes on in the whole world"),
         ("--start-from nowhere", "there is no checkpoint in nowhere"),
         ("--preset debug --image-batch 0", "image_batch=0"),
     ],

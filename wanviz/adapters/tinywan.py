@@ -149,6 +149,7 @@ class TinywanAdapter:
             layers=config.num_layers,
             heads=config.num_heads,
             head_width=config.head_dim,
+            frame_head_width=widths["self_attn" if full else "temporal_attn"],
             text_length=config.text_len,
             frame_kind="self_attn" if full else "temporal_attn",
             token_experts=config.num_experts,

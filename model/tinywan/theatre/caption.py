@@ -29,12 +29,14 @@ class Caption:
         language: "en" or "zh".
         spans: part -> (start, stop) character spans of every mention; parts are names of masks.
         colors: part -> spans of the words that tell its colour, of garment, prop and companion.
+        deeds: spans of the words that tell what the subject does, and to which side.
     """
 
     text: str
     language: str
     spans: dict[str, tuple[Span, ...]]
     colors: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+    deeds: tuple[Span, ...] = ()
 
 
 class _Teller:
@@ -91,9 +93,10 @@ def caption(
     text, marks = _unmark(marked)
     if detail == "random" and tell.says(0.15, short=False, long=False):
         text = text + "。" if language == "zh" else text[0].upper() + text[1:] + "."
+    deeds = tuple(span for kind in ("deed", "side") for span in marks.pop(kind, ()))
     spans = {part: found for part, found in marks.items() if not part.endswith(_COLOR)}
     colors = {part.removesuffix(_COLOR): marks[part] for part in marks.keys() - spans.keys()}
-    return Caption(text, language, spans, colors)
+    return Caption(text, language, spans, colors, deeds)
 
 
 def _tell_zh(scene: Scene, tell: _Teller) -> str:
@@ -113,9 +116,10 @@ def _tell_zh(scene: Scene, tell: _Teller) -> str:
         prop = prop.replace("提着", "叼着").replace("拿着", "叼着")
     if tell.says(0.6, short=False, long=False):
         side = tell.one(wordings.ZH_DIRECTION[scene.direction])
-        action = tell.one(wordings.ZH_ACTION_TO[scene.action]).format(side)
-        if side.endswith("边") and action.endswith(("走", "跑")):
-            action = action.replace("边", "")
+        action = tell.one(wordings.ZH_ACTION_TO[scene.action])
+        if action.endswith(("走]", "跑]")):
+            side = side.removesuffix("边")
+        action = action.format(f"[side:{side}]")
     else:
         action = tell.one(wordings.ZH_ACTION[scene.action])
     before, after = "", ""

@@ -1,6 +1,7 @@
 """The words of the captions: one table per factor and language.
 
-`[eaves:屋檐]` marks 屋檐 as a mention of the part "eaves"; `{}` is filled in. The first wording of every list
+`[eaves:屋檐]` marks 屋檐 as a mention of the part "eaves", `[deed:走]` what the subject does, `[side:左]` to which side;
+`{}` is filled in. The first wording of every list
 is the usual one.
 """
 
@@ -71,14 +72,14 @@ ZH_COLORED_PROP = {
     "lantern": ("提着{}的[prop:灯笼]", "提着一盏{}的[prop:灯笼]", "拿着一盏{}[prop:灯笼]"),
 }
 ZH_ACTION = {
-    "walk": ("漫步", "散步", "行走", "慢慢地走"),
-    "run": ("奔跑", "跑步", "快跑"),
-    "stand": ("站着", "站立", "静静地站着"),
+    "walk": ("[deed:漫步]", "[deed:散步]", "[deed:行走]", "慢慢地[deed:走]"),
+    "run": ("[deed:奔跑]", "[deed:跑步]", "[deed:快跑]"),
+    "stand": ("[deed:站着]", "[deed:站立]", "静静地[deed:站着]"),
 }
 ZH_ACTION_TO = {
-    "walk": ("向{}走", "向{}行走", "往{}走", "朝{}漫步"),
-    "run": ("向{}跑", "向{}奔跑", "往{}跑", "朝{}奔跑"),
-    "stand": ("面朝{}站着", "面向{}站立", "朝{}站着"),
+    "walk": ("向{}[deed:走]", "向{}[deed:行走]", "往{}[deed:走]", "朝{}[deed:漫步]"),
+    "run": ("向{}[deed:跑]", "向{}[deed:奔跑]", "往{}[deed:跑]", "朝{}[deed:奔跑]"),
+    "stand": ("面朝{}[deed:站着]", "面向{}[deed:站立]", "朝{}[deed:站着]"),
 }
 ZH_DIRECTION = {"left": ("左", "左边"), "right": ("右", "右边")}
 ZH_WEATHER = {
@@ -226,13 +227,13 @@ EN_COLORED_PROP = {
     ),
 }
 EN_ACTION = {
-    "walk": ("walks", "is walking", "strolls"),
-    "run": ("runs", "is running"),
-    "stand": ("stands", "is standing", "stands still"),
+    "walk": ("[deed:walks]", "is [deed:walking]", "[deed:strolls]"),
+    "run": ("[deed:runs]", "is [deed:running]"),
+    "stand": ("[deed:stands]", "is [deed:standing]", "[deed:stands] still"),
 }
 EN_DIRECTION = {
-    "move": (" to the {}", " towards the {}"),
-    "stand": (" facing {}", " and faces {}"),
+    "move": (" to the [side:{}]", " towards the [side:{}]"),
+    "stand": (" facing [side:{}]", " and faces [side:{}]"),
 }
 EN_WEATHER = {
     "rain": (" in the [rain:rain]", " while it [rain:rains]", " on a [rain:rainy] day"),
@@ -305,13 +306,13 @@ EN_BESIDE = (
     "{who} {does} next to {other}",
 )
 EN_ACTION_OF_TWO = {
-    "walk": ("walk", "are walking", "stroll"),
-    "run": ("run", "are running"),
-    "stand": ("stand", "are standing", "stand still"),
+    "walk": ("[deed:walk]", "are [deed:walking]", "[deed:stroll]"),
+    "run": ("[deed:run]", "are [deed:running]"),
+    "stand": ("[deed:stand]", "are [deed:standing]", "[deed:stand] still"),
 }
 EN_DIRECTION_OF_TWO = {
-    "move": (" to the {}", " towards the {}"),
-    "stand": (" facing {}", " and face {}"),
+    "move": (" to the [side:{}]", " towards the [side:{}]"),
+    "stand": (" facing [side:{}]", " and face [side:{}]"),
 }
 EN_CAMERA = {
     "pan left": (
