@@ -339,7 +339,7 @@ def test_a_device_that_is_not_there_gets_the_names_of_those_that_are(pipe, devic
 
 
 def test_a_prompt_of_ten_thousand_characters_is_cut_with_a_warning(pipe):
-    with pytest.warns(PromptTruncatedWarning, match="longer than 63 tokens: everything after"):
+    with pytest.warns(PromptTruncatedWarning, match="longer than 95 tokens: everything after"):
         latents = draw(pipe, "a red lantern " * 714 + "here", guidance_scale=1.0)
     assert latents.isfinite().all()
 

@@ -119,7 +119,7 @@ def test_the_command_trains_writes_and_tells_how_good_they_are(tmp_path, capsys)
 
 def test_the_command_refuses_to_train_nothing(tmp_path, capsys):
     assert main(["--steps", "0", "--out", str(tmp_path / "p.safetensors")]) == 2
-    assert "use 1 step and 2 clips, or more" in capsys.readouterr().err
+    assert "use 1 step and 1 clip, or more" in capsys.readouterr().err
 
 
 class Stubborn:
