@@ -21,7 +21,6 @@ from tinywan.attention import Attention
 from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import fitted, write_atomically
 from tinywan.dit import Block, DiT
-from tinywan.errors import ConfigError
 from tinywan.grounding import outside_share, unread_share
 from tinywan.moe import MixtureOfExperts
 from tinywan.motion import warping_error
@@ -29,7 +28,7 @@ from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import ModelConfig
 from tinywan.text import TextEncoder, UnigramTokenizer
 from tinywan.theatre.scene import World
-from tinywan.trainer import Trainer, TrainerConfig, rank_and_world
+from tinywan.trainer import Trainer, TrainerConfig, check_shareable, rank_and_world
 from tinywan.vae import CausalVAE
 
 
@@ -312,11 +311,7 @@ def train_denoiser(
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = rank_and_world()
     for phase in recipe.phases:
-        if phase.batch % world:
-            raise ConfigError(
-                f"a batch of {phase.batch} cannot be shared evenly by {world} processes: "
-                f"use a multiple of {world}"
-            )
+        check_shareable(phase.batch)
     if not (folder / "tokenizer.json").exists():
         # the same in every process
         made = (

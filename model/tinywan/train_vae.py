@@ -9,9 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from tinywan import theatre
-from tinywan.errors import ConfigError
 from tinywan.theatre.scene import World
-from tinywan.trainer import Trainer, TrainerConfig, rank_and_world
+from tinywan.trainer import Trainer, TrainerConfig, check_shareable, rank_and_world
 from tinywan.vae import CausalVAE, ResBlock, VAEConfig
 
 
@@ -112,11 +111,7 @@ def train_vae(
     Returns:
         The VAE in evaluation mode.
     """
-    _, world = rank_and_world()
-    if recipe.batch % world:
-        raise ConfigError(
-            f"a batch of {recipe.batch} cannot be shared evenly by {world} processes: use a multiple of {world}"
-        )
+    check_shareable(recipe.batch)
     torch.manual_seed(recipe.seed)
     vae = CausalVAE(config).to(device).train()
     if start is not None:

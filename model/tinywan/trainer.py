@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tinywan.errors import CheckpointError
+from tinywan.errors import CheckpointError, ConfigError
 from tinywan.muon import Muon
 
 
@@ -71,6 +71,22 @@ def keep_freed_memory() -> None:
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are; (0, 1) outside `torchrun`."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def check_shareable(batch: int) -> None:
+    """Refuse a batch that the processes cannot share evenly.
+
+    Args:
+        batch: clips per step.
+
+    Raises:
+        ConfigError: naming what would fit.
+    """
+    _, world = rank_and_world()
+    if batch % world:
+        raise ConfigError(
+            f"a batch of {batch} cannot be shared evenly by {world} processes: use a multiple of {world}"
+        )
 
 
 def average_gradients(module: nn.Module) -> None:
