@@ -78,6 +78,7 @@ TINY = ModelConfig(
     VAEConfig(),
     DiTConfig(condition_channels=KEYFRAMES),
     shift=1.1,  # latents are about 0.37 large: noise hides them as 3 would if they were 1 large
+    boundary_ratio=0.72,  # for the same reason, where Wan has 0.875
     world="whole",
 )
 

@@ -125,6 +125,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the noise levels in training; more than the 1.1 of sampling shows more noise",
     )
     parser.add_argument(
+        "--takes",
+        type=int,
+        default=4,
+        help="clips of one scene under one noise that differ in what happens alone; 1 is all different",
+    )
+    parser.add_argument(
+        "--contrast",
+        type=float,
+        default=4.0,
+        help="extra weight, near pure noise, of what differs between the takes of a scene",
+    )
+    parser.add_argument(
         "--focus",
         type=float,
         default=3.0,
@@ -257,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         find_device(device)
         if options.vae_steps is not None and options.vae_steps < 0:
             raise ConfigError(f"vae_steps={options.vae_steps}: use 0 or more")
-        for name in ("image_batch", "video_batch", "micro_batch", "vae_batch", "threads"):
+        for name in ("image_batch", "video_batch", "micro_batch", "vae_batch", "takes", "threads"):
             if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")
         if options.threads is not None:
@@ -287,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bfloat16=options.bfloat16,
             compiled=options.compile,
             shift=options.training_shift,
+            takes=options.takes,
+            contrast=options.contrast,
             focus=options.focus,
             flow=options.flow_loss,
             grounding=options.grounding,

@@ -43,6 +43,8 @@ class DenoiserRecipe:
     bfloat16: bool = False  # matrix products in half precision, where the processor has it
     compiled: bool = False  # the blocks through torch.compile: minutes at first, then faster steps
     shift: float | None = None  # of the noise levels; None takes the one that is sampled with
+    takes: int = 1  # clips of one scene under one noise, see batches.py
+    contrast: float = 0.0  # extra weight of what differs between them near pure noise
     focus: float = 0.0  # extra weight of those who act and what they carry, which is small
     flow: float = 0.0  # weight of the optical-flow loss
     flow_sigma: float = 0.5  # noise level up to which it is asked for
@@ -240,13 +242,18 @@ def denoiser_loss(
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.bfloat16):
         embeds = model.text_encoder(batch.ids, batch.mask)
         predicted = model(noisy, batch.sigma, embeds, batch.condition).float()
-    square = (predicted - flow.velocity(batch.latents, batch.noise)).square()
+    error = predicted - flow.velocity(batch.latents, batch.noise)
+    square = error.square()
     parts = {"velocity": square.mean()}
     loss = parts["velocity"]
     if recipe.focus and batch.focus is not None:
         known = (1 - batch.sigma).view(-1, 1, 1, 1, 1)
         weight = 1 + recipe.focus * known * batch.focus
         loss = (weight * square).mean() / weight.mean()
+    near = batch.sigma >= model.boundary_ratio
+    if recipe.contrast and near.any():
+        parts["contrast"] = apart(error, batch.scene)[near].mean()
+        loss = loss + recipe.contrast * near.float().mean() * parts["contrast"]
     routers = [module.losses for module in experts if module.losses is not None]
     if routers:
         parts["balance"] = torch.stack([r.balance for r in routers]).mean()
@@ -270,6 +277,25 @@ def denoiser_loss(
         share = clear.sum() / len(clear)
         loss = loss + recipe.flow * share * parts["flow"]
     return loss, {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+
+
+def apart(error: Tensor, scene: Tensor) -> Tensor:
+    """How far the errors of a scene's takes are from their mean.
+
+    The mean error is about what the takes share: place, people, layout. The rest is about what their words
+    tell apart. Near pure noise all takes are equally unknown, so weighing the rest more moves the best answer
+    little, and makes it much easier to learn.
+
+    Args:
+        error: `[b, ...]` of the predicted velocity.
+        scene: `[b]` numbers of the scenes.
+
+    Returns:
+        The squared distances, `[b, ...]`; 0 for a scene with a single take.
+    """
+    same = (scene[:, None] == scene).to(error.dtype)
+    mean = (same / same.sum(1, keepdim=True)) @ error.flatten(1)
+    return (error - mean.view_as(error)).square()
 
 
 def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:
@@ -311,7 +337,7 @@ def train_denoiser(
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = rank_and_world()
     for phase in recipe.phases:
-        check_shareable(phase.batch)
+        check_shareable(phase.batch, recipe.takes)
     if not (folder / "tokenizer.json").exists():
         # the same in every process
         made = (
@@ -329,8 +355,6 @@ def train_denoiser(
     model = Denoiser(config, recipe.two_experts)
     if start is not None:
         model.load_pipeline(start)
-    if recipe.two_experts:  # both read the prompt in the same way, as in Wan
-        model.text_encoder.requires_grad_(False)
     model.to(device).train()
     if recipe.compiled:
         compile_blocks(model)
@@ -340,7 +364,7 @@ def train_denoiser(
     clips = Clips(
         config, tokenizer, vae, recipe.seed, recipe.drop_prompt,
         motion=recipe.flow > 0, regions=recipe.grounding > 0, focus=recipe.focus > 0,
-        shift=recipe.shift, bfloat16=recipe.bfloat16,
+        shift=recipe.shift, bfloat16=recipe.bfloat16, takes=recipe.takes,
     )  # fmt: skip
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

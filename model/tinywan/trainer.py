@@ -73,19 +73,21 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def check_shareable(batch: int) -> None:
+def check_shareable(batch: int, together: int = 1) -> None:
     """Refuse a batch that the processes cannot share evenly.
 
     Args:
         batch: clips per step.
+        together: clips that belong to one process.
 
     Raises:
         ConfigError: naming what would fit.
     """
     _, world = rank_and_world()
-    if batch % world:
+    if world > 1 and batch % (world * together):
         raise ConfigError(
-            f"a batch of {batch} cannot be shared evenly by {world} processes: use a multiple of {world}"
+            f"a batch of {batch} cannot be shared evenly by {world} processes: use a multiple of "
+            f"{world * together}"
         )
 
 

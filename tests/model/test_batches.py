@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from tinywan import batches, theatre
+from tinywan import batches, theatre, trainer
 from tinywan.batches import Batch, Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
+from tinywan.errors import ConfigError
 from tinywan.grounding import part_regions
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
 from tinywan.text import UnigramTokenizer
+from tinywan.trainer import check_shareable
 from tinywan.vae import CausalVAE
 
 PHASE = Phase(steps=1, num_frames=5, batch=10, micro_batch=10)
@@ -97,3 +99,50 @@ def test_who_acts_is_asked_to_read_its_name_and_each_of_its_deeds(vae, monkeypat
     of_subject = [[spans for part, spans in mentions if part == "subject"] for mentions in asked]
     assert {len(found) for found in of_subject} == {2, 3}  # the name, the deed, perhaps the side
     assert all(len(spans) == 1 for found in of_subject for spans in found[1:])
+
+
+def test_takes_are_one_scene_under_one_noise_with_other_deeds(vae, monkeypatch):
+    shown: list[theatre.Scene] = []
+    render = theatre.render
+
+    def watched(scene: theatre.Scene, *size: int) -> theatre.Clip:
+        shown.append(scene)
+        return render(scene, *size)
+
+    monkeypatch.setattr(theatre, "render", watched)
+    batch = batch_of(vae, takes=4)  # 4, 4 and 2 clips
+    assert len(batch) == len(shown) == 10
+    for first in (0, 4, 8):
+        scenes = shown[first : first + 4]
+        assert len({(s.subject, s.garment_color, s.place, s.seed) for s in scenes}) == 1
+        assert len({(s.action, s.direction) for s in scenes}) > 1
+        rows = slice(first, first + 4)
+        assert torch.equal(batch.noise[rows], batch.noise[first].expand_as(batch.noise[rows]))
+        assert len(set(batch.sigma[rows].tolist())) == 1
+        assert not torch.equal(batch.latents[first], batch.latents[first + 1])
+    assert len({scene.seed for scene in shown}) == len(set(batch.sigma.tolist())) == 3
+
+
+def test_processes_share_a_batch_by_scenes(vae, monkeypatch):
+    whole = batch_of(vae, takes=4)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(batches, "rank_and_world", lambda rank=rank: (rank, 2))
+        parts.append(batch_of(vae, takes=4))
+    assert [part.scene.tolist() for part in parts] == [[0] * 4 + [2] * 2, [1] * 4]
+    for part in parts:
+        rows = torch.isin(whole.scene, part.scene)
+        assert torch.equal(part.noise, whole.noise[rows])
+        assert torch.equal(part.sigma, whole.sigma[rows])
+        torch.testing.assert_close(
+            part.latents, whole.latents[rows], atol=SUMS_IN_ANOTHER_ORDER, rtol=0
+        )
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    check_shareable(10, together=4)  # one process takes whatever there is
+    monkeypatch.setattr(trainer, "rank_and_world", lambda: (0, 2))
+    check_shareable(16, together=4)
+    check_shareable(6)
+    with pytest.raises(ConfigError, match="12 cannot be shared evenly by 2 processes.* 8"):
+        check_shareable(12, together=4)

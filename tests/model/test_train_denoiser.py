@@ -17,6 +17,7 @@ from tinywan.train_denoiser import (
     DEAF,
     Denoiser,
     DenoiserRecipe,
+    apart,
     compile_blocks,
     denoiser_loss,
     is_hidden_matrix,
@@ -48,7 +49,8 @@ def batch_of(sigma: list[float]) -> Batch:
     ids = torch.randint(3, 200, (len(sigma), 7))
     latents, noise = torch.randn(2, len(sigma), *LATENTS[1:])
     mask = torch.ones_like(ids, dtype=torch.bool)
-    return Batch(ids, mask, latents, noise, torch.tensor(sigma))
+    scene = torch.arange(len(sigma)) // 2
+    return Batch(ids, mask, latents, noise, torch.tensor(sigma), scene)
 
 
 def test_the_loss_is_the_squared_error_of_the_velocity_and_the_routers_share(config):
@@ -94,6 +96,37 @@ def test_each_noise_expert_learns_on_its_side_alone(config, sigma, learns):
     for name in ("transformer", "transformer_2"):
         touched = any(p.grad is not None for p in getattr(model, name).parameters())
         assert touched is (name == learns)
+
+
+def test_what_differs_between_takes_is_the_distance_from_their_mean():
+    error = torch.randn(5, 2, 3)
+    found = apart(error, torch.tensor([7, 7, 2, 7, 4]))
+    mean = error[[0, 1, 3]].mean(0)
+    for row in (0, 1, 3):
+        torch.testing.assert_close(found[row], (error[row] - mean).square(), atol=1e-6, rtol=0)
+    assert found[[2, 4]].abs().max() < 1e-6
+
+
+def test_contrast_counts_near_pure_noise_alone(config):
+    model = speaking(config).train()
+    recipe = replace(RECIPE, contrast=3.0)
+    clear = batch_of([0.2, 0.2, 0.5, 0.5])
+    assert denoiser_loss(model, clear, recipe)[0] == denoiser_loss(model, clear, RECIPE)[0]
+    both = batch_of([0.2, 0.2, 0.95, 0.95])
+    loss, parts = denoiser_loss(model, both, recipe)
+    assert parts["contrast"] > 0
+    more = loss - denoiser_loss(model, both, RECIPE)[0]
+    assert more.item() == pytest.approx(3.0 * parts["contrast"] / 2, rel=1e-4)
+
+
+def test_both_noise_experts_teach_the_one_text_encoder(config):
+    told = []
+    for sigmas in ([0.9] * 2, [0.2] * 2):
+        model = speaking(config, two_experts=True).train()
+        denoiser_loss(model, batch_of(sigmas), RECIPE)[0].backward()
+        told.append(model.text_encoder.embed.weight.grad)
+    assert all(gradient is not None and gradient.any() for gradient in told)
+    assert not torch.equal(*told)
 
 
 def test_a_noise_expert_that_is_not_asked_does_not_count_its_last_answer(config):

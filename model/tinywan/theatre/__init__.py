@@ -20,6 +20,7 @@ from tinywan.theatre.scene import (
     Scene,
     companions_of,
     is_held_out,
+    restage,
     sample_scene,
 )
 from tinywan.theatre.sheet import contact_sheet, picture_sheet
@@ -49,5 +50,6 @@ __all__ = [
     "parse",
     "picture_sheet",
     "render",
+    "restage",
     "sample_scene",
 ]

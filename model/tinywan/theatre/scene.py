@@ -162,6 +162,29 @@ def sample_scene(rng: np.random.Generator, split: Split = "train", world: World 
             return scene if world == "first" else _furnish(scene, rng)
 
 
+def restage(scene: Scene, rng: np.random.Generator, world: World = "first") -> Scene:
+    """Stage a scene once more: the same people in the same place, and what moves is drawn anew.
+
+    Args:
+        scene: of the training split.
+        rng: the only source of randomness.
+        world: of the scene; in the whole one camera and wind are drawn, too.
+
+    Returns:
+        A scene of the training split that may differ in action, direction, camera and wind alone.
+    """
+    while True:
+        other = replace(scene, action=_pick(rng, ACTIONS), direction=_pick(rng, DIRECTIONS))
+        if world == "whole":
+            other = replace(
+                other,
+                camera=_pick(rng, CAMERAS),
+                wind="none" if scene.weather == "clear" else _pick(rng, WINDS),
+            )
+        if not is_held_out(other):
+            return other
+
+
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
