@@ -16,11 +16,13 @@ from tinywan.grounding import Regions, cover, part_regions, stack_regions
 from tinywan.keyframes import latent_place, place_keyframes, random_frames
 from tinywan.motion import Motion, true_motion
 from tinywan.presets import ModelConfig
+from tinywan.probes import FACTORS
 from tinywan.text import UnigramTokenizer
 from tinywan.trainer import rank_and_world
 from tinywan.vae import CausalVAE
 
 ACTING = ("subject", "prop", "companion")  # small parts of the picture that captions are about
+UNTOLD = -100  # what a loss passes over
 _TOGETHER = 8  # clips that the VAE encodes at a time; bounds the memory
 
 
@@ -45,6 +47,7 @@ class Batch:
         noise: the same shape, standard normal.
         sigma: `[b]` noise levels.
         scene: `[b]` numbers; takes of one scene have the same.
+        told: `[b, factor]` which value of each of `probes.FACTORS` the caption tells, or `UNTOLD`.
         condition: `[b, 4 + c, f, h, w]` mask and latents of keyframes; None without any.
         motion: of the clips; None where it is not asked for.
         regions: where the words of the captions are; None where it is not asked for.
@@ -58,6 +61,7 @@ class Batch:
     noise: Tensor
     sigma: Tensor
     scene: Tensor
+    told: Tensor
     condition: Tensor | None = None
     motion: Motion | None = None
     regions: Regions | None = None
@@ -72,6 +76,7 @@ class Batch:
             self.noise[chosen],
             self.sigma[chosen],
             self.scene[chosen],
+            self.told[chosen],
             None if self.condition is None else self.condition[chosen],
             None if self.motion is None else self.motion.rows(chosen),
             None if self.regions is None else self.regions.rows(chosen),
@@ -184,6 +189,7 @@ class Clips:
             noise=noise,
             sigma=sigma,
             scene=scene_of.to(device),
+            told=torch.tensor([told_factors(text) for text in captions], device=device),
             condition=condition,
             regions=_on(device, stack_regions(regions, ids.shape[1])) if regions else None,
             motion=Motion(*map(torch.cat, zip(*motions, strict=True))) if motions else None,
@@ -204,6 +210,15 @@ class Clips:
         with torch.autocast(videos.device.type, torch.bfloat16, enabled=self.bfloat16):
             parts = [self.vae.encode(part) for part in videos.split(_TOGETHER)]
         return torch.cat(parts).float()
+
+
+def told_factors(caption: str) -> list[int]:
+    """Which value of each of `probes.FACTORS` a caption tells; `UNTOLD` where it tells none."""
+    told = theatre.parse(caption)
+    return [
+        values.index(told[name]) if told.get(name) in values else UNTOLD
+        for name, values in FACTORS.items()
+    ]
 
 
 def _on(device: torch.device, regions: Regions) -> Regions:

@@ -227,6 +227,7 @@ class DiT(nn.Module):
         if config.absolute_positions:
             self.position_embedding = nn.Linear(NUM_FEATURES, dim, bias=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.middle = nn.Identity()  # the stream after half of the blocks, for recall in training
         sublayers = 3 if config.attention == "factorised" else 2
         self.time_proj = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * sublayers * dim))
         self.norm_out = LayerNorm(dim, config.eps, elementwise_affine=False)
@@ -308,8 +309,11 @@ class DiT(nn.Module):
             name: rotary_table(grid, width).to(x.device)
             for name, width in self.config.self_attention_widths.items()
         }
-        for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
+        for layer, block in enumerate(self.blocks, start=1):
+            keys_values = context.keys_values[layer - 1]
             x = block(x, keys_values, context.attended, time, rotary, grid)
+            if layer == len(self.blocks) // 2:
+                x = self.middle(x)
         shift, scale = (self.scale_shift_table.float() + embed.float()[:, None]).chunk(2, dim=1)
         x = self.norm_out(x, scale, shift)
         f, h, w = grid

@@ -137,6 +137,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="extra weight, near pure noise, of what differs between the takes of a scene",
     )
     parser.add_argument(
+        "--recall",
+        type=float,
+        default=0.1,
+        help="weight of telling what the caption says from the middle of the denoiser, near pure noise",
+    )
+    parser.add_argument(
         "--focus",
         type=float,
         default=3.0,
@@ -301,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shift=options.training_shift,
             takes=options.takes,
             contrast=options.contrast,
+            recall=options.recall,
             focus=options.focus,
             flow=options.flow_loss,
             grounding=options.grounding,

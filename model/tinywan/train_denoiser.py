@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tinywan import flow, theatre
 from tinywan.attention import Attention
-from tinywan.batches import Batch, Clips, Phase
+from tinywan.batches import UNTOLD, Batch, Clips, Phase
 from tinywan.checkpoint import fitted, write_atomically
 from tinywan.dit import Block, DiT
 from tinywan.grounding import outside_share, unread_share
@@ -26,6 +26,7 @@ from tinywan.moe import MixtureOfExperts
 from tinywan.motion import warping_error
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import ModelConfig
+from tinywan.probes import FACTORS
 from tinywan.text import TextEncoder, UnigramTokenizer
 from tinywan.theatre.scene import World
 from tinywan.trainer import Trainer, TrainerConfig, check_shareable, rank_and_world
@@ -45,6 +46,9 @@ class DenoiserRecipe:
     shift: float | None = None  # of the noise levels; None takes the one that is sampled with
     takes: int = 1  # clips of one scene under one noise, see batches.py
     contrast: float = 0.0  # extra weight of what differs between them near pure noise
+    recall: float = (
+        0.0  # weight of telling the caption from the middle of the denoiser near pure noise
+    )
     focus: float = 0.0  # extra weight of those who act and what they carry, which is small
     flow: float = 0.0  # weight of the optical-flow loss
     flow_sigma: float = 0.5  # noise level up to which it is asked for
@@ -109,6 +113,8 @@ class Denoiser(nn.Module):
         self.text_encoder = TextEncoder(config.text)
         self.transformer = DiT(config.dit)
         self.transformer_2 = DiT(config.dit) if two_experts else None
+        width = config.dit.dim
+        self.recall = nn.ModuleDict({n: nn.Linear(width, len(v)) for n, v in FACTORS.items()})
 
     def load_pipeline(self, pipe: TextToVideoPipeline) -> None:
         """Take over weights; two experts that were one so far both start from it.
@@ -162,6 +168,23 @@ class Denoiser(nn.Module):
             answer = expert(noisy[rows], timestep[rows], embeds[rows], given)
             predicted[rows] = answer.to(predicted.dtype)
         return predicted
+
+    def recalled(self, stream: Tensor, told: Tensor) -> Tensor:
+        """How badly the caption's factors can be told from the middle of the denoiser.
+
+        Args:
+            stream: `[b, l, c]` after half of the blocks.
+            told: `[b, factor]`, see `Batch.told`.
+
+        Returns:
+            Mean cross-entropy over what was told, in nats; 0 where nothing was.
+        """
+        seen = F.layer_norm(stream.float(), stream.shape[-1:]).mean(1)  # b c
+        errors = [
+            F.cross_entropy(head(seen), told[:, number], ignore_index=UNTOLD, reduction="sum")
+            for number, head in enumerate(self.recall.values())
+        ]
+        return torch.stack(errors).sum() / (told != UNTOLD).sum().clamp(min=1)
 
     def sides(self, sigma: Tensor) -> list[tuple[Tensor, DiT]]:
         """Who works on which rows of a batch.
@@ -238,10 +261,14 @@ def denoiser_loss(
     for look in (module for module in model.modules() if isinstance(module, Attention)):
         look.keeps_read, look.read = grounds, None
     noisy = flow.add_noise(batch.latents, batch.noise, batch.sigma)
-    kind = noisy.device.type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.bfloat16):
-        embeds = model.text_encoder(batch.ids, batch.mask)
-        predicted = model(noisy, batch.sigma, embeds, batch.condition).float()
+    kind, middles = noisy.device.type, list[Tensor]()
+    hook = model.transformer.middle.register_forward_hook(lambda m, i, x: middles.append(x))
+    try:
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.bfloat16):
+            embeds = model.text_encoder(batch.ids, batch.mask)
+            predicted = model(noisy, batch.sigma, embeds, batch.condition).float()
+    finally:
+        hook.remove()
     error = predicted - flow.velocity(batch.latents, batch.noise)
     square = error.square()
     parts = {"velocity": square.mean()}
@@ -254,6 +281,11 @@ def denoiser_loss(
     if recipe.contrast and near.any():
         parts["contrast"] = apart(error, batch.scene)[near].mean()
         loss = loss + recipe.contrast * near.float().mean() * parts["contrast"]
+    if recipe.recall and near.any():
+        (middle,) = middles
+        middle = middle if model.transformer_2 is not None else middle[near]
+        parts["recall"] = model.recalled(middle, batch.told[near])
+        loss = loss + recipe.recall * near.float().mean() * parts["recall"]
     routers = [module.losses for module in experts if module.losses is not None]
     if routers:
         parts["balance"] = torch.stack([r.balance for r in routers]).mean()

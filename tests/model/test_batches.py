@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from tinywan import batches, theatre, trainer
-from tinywan.batches import Batch, Clips, Phase
+from tinywan.batches import UNTOLD, Batch, Clips, Phase, told_factors
 from tinywan.checkpoint import SHIPPED, fitted
 from tinywan.errors import ConfigError
 from tinywan.grounding import part_regions
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
+from tinywan.probes import FACTORS
 from tinywan.text import UnigramTokenizer
 from tinywan.trainer import check_shareable
 from tinywan.vae import CausalVAE
@@ -144,5 +145,19 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(trainer, "rank_and_world", lambda: (0, 2))
     check_shareable(16, together=4)
     check_shareable(6)
-    with pytest.raises(ConfigError, match="12 cannot be shared evenly by 2 processes.* 8"):
+    with pytest.raises(ConfigError, match=r"12 cannot be shared evenly by 2 processes.* 8"):
         check_shareable(12, together=4)
+
+
+def test_what_a_caption_tells_is_numbered_by_factor():
+    told = told_factors("a woman in a red coat runs to the left, the camera pans right")
+    named = dict(zip(FACTORS, told, strict=True))
+    assert {name: FACTORS[name][number] for name, number in named.items() if number != UNTOLD} == {
+        "subject": "woman",
+        "garment": "coat",
+        "garment_color": "red",
+        "action": "run",
+        "direction": "left",
+        "camera": "pan right",
+    }
+    assert set(told_factors("")) == {UNTOLD}

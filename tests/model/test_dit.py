@@ -98,7 +98,7 @@ def test_the_taps_have_the_agreed_names_and_shapes(name, looks, thinks, inputs):
             )
     model(*inputs)
     tokens = TOKENS // 4 if name == "wan" else TOKENS
-    expected = {"time_embed": (2, 24)}
+    expected = {"time_embed": (2, 24), "middle": (2, tokens, 24)}
     for i in range(2):
         at = f"blocks.{i}."
         widths = {"spatial_attn": 8, "temporal_attn": 6, "self_attn": 12}

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from tinywan import flow, theatre
-from tinywan.batches import Batch, Clips, Phase
+from tinywan.batches import UNTOLD, Batch, Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
 from tinywan.dit import DiTConfig
 from tinywan.errors import ConfigError
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
+from tinywan.probes import FACTORS
 from tinywan.text import UnigramTokenizer
 from tinywan.train import find_config, parse_arguments
 from tinywan.train_denoiser import (
@@ -50,7 +51,8 @@ def batch_of(sigma: list[float]) -> Batch:
     latents, noise = torch.randn(2, len(sigma), *LATENTS[1:])
     mask = torch.ones_like(ids, dtype=torch.bool)
     scene = torch.arange(len(sigma)) // 2
-    return Batch(ids, mask, latents, noise, torch.tensor(sigma), scene)
+    told = torch.full((len(sigma), len(FACTORS)), UNTOLD)
+    return Batch(ids, mask, latents, noise, torch.tensor(sigma), scene, told)
 
 
 def test_the_loss_is_the_squared_error_of_the_velocity_and_the_routers_share(config):
@@ -117,6 +119,31 @@ def test_contrast_counts_near_pure_noise_alone(config):
     assert parts["contrast"] > 0
     more = loss - denoiser_loss(model, both, RECIPE)[0]
     assert more.item() == pytest.approx(3.0 * parts["contrast"] / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("two_experts", [False, True])
+def test_recall_asks_the_middle_near_pure_noise_for_what_was_told(config, two_experts):
+    model = speaking(config, two_experts).train()
+    recipe = replace(RECIPE, recall=0.5)
+    batch = batch_of([0.2, 0.95, 0.9, 0.3])
+    batch.told[:, 0] = torch.tensor([3, 1, 2, UNTOLD])
+    middles: list[torch.Tensor] = []
+    with model.transformer.middle.register_forward_hook(lambda m, i, x: middles.append(x)):
+        loss, parts = denoiser_loss(model, batch, recipe)
+    near = middles[0] if two_experts else middles[0][1:3]
+    seen = nn.functional.layer_norm(near, near.shape[-1:]).mean(1)
+    logits = model.recall["subject"](seen)
+    expected = nn.functional.cross_entropy(logits, torch.tensor([1, 2]))
+    assert parts["recall"] == pytest.approx(expected.item(), rel=1e-5)
+    more = loss - denoiser_loss(model, batch, RECIPE)[0]
+    assert more.item() == pytest.approx(0.5 * parts["recall"] / 2, rel=1e-3)
+    assert not model.transformer.middle._forward_hooks
+
+
+def test_recall_of_captions_that_tell_nothing_is_nothing(config):
+    model = speaking(config).train()
+    _, parts = denoiser_loss(model, batch_of([0.95, 0.9]), replace(RECIPE, recall=1.0))
+    assert parts["recall"] == 0
 
 
 def test_both_noise_experts_teach_the_one_text_encoder(config):
