@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tinywan import flow, theatre
-from tinywan.grounding import Regions, cover, part_regions, stack_regions
+from tinywan.grounding import Regions, cover, part_regions, span_tokens, stack_regions
 from tinywan.keyframes import latent_place, place_keyframes, random_frames
 from tinywan.motion import Motion, true_motion
 from tinywan.presets import ModelConfig
@@ -51,6 +52,7 @@ class Batch:
         condition: `[b, 4 + c, f, h, w]` mask and latents of keyframes; None without any.
         motion: of the clips; None where it is not asked for.
         regions: where the words of the captions are; None where it is not asked for.
+        deeds: `[b, deed, p]` which tokens tell of action, direction and camera; None as for regions.
         focus: `[b, 1, f, h, w]` share of each latent that those who act cover; None where it is not
             asked for.
     """
@@ -65,6 +67,7 @@ class Batch:
     condition: Tensor | None = None
     motion: Motion | None = None
     regions: Regions | None = None
+    deeds: Tensor | None = None
     focus: Tensor | None = None
 
     def rows(self, chosen: Tensor) -> "Batch":
@@ -80,6 +83,7 @@ class Batch:
             None if self.condition is None else self.condition[chosen],
             None if self.motion is None else self.motion.rows(chosen),
             None if self.regions is None else self.regions.rows(chosen),
+            None if self.deeds is None else self.deeds[chosen],
             None if self.focus is None else self.focus[chosen],
         )
 
@@ -141,7 +145,7 @@ class Clips:
         config, device = self.config, self.vae.mean.device
         size = (config.height, config.width)
         rank, world = rank_and_world()
-        videos, captions, keyframes, motions, regions, focus = [], [], [], [], [], []
+        videos, captions, keyframes, motions, regions, focus, deeds = [], [], [], [], [], [], []
         numbers = torch.arange(phase.batch)
         mine = numbers[numbers // self.takes % world == rank]
         scene_of = mine // self.takes
@@ -159,12 +163,14 @@ class Clips:
                 keyframes.append({latent_place(frame): video[0, :, frame] for frame in given})
             if self.regions:
                 # each deed apart: who acts should read both what is done and to which side
-                deeds = [("subject", (span,)) for span in told.deeds]
-                told_of = (
-                    [*told.spans.items(), *told.colors.items(), *deeds] if captions[-1] else []
-                )
+                does = [("subject", (span,)) for span in told.deeds]
+                told_of = [*told.spans.items(), *told.colors.items(), *does]
+                moves = [*told.deeds, *told.camera]
+                if not captions[-1]:
+                    told_of, moves = [], []
                 offsets = self.tokenizer.encode(captions[-1]).offsets[:-1]
                 regions.append(part_regions(told_of, clip.masks, offsets, config.text.text_len))
+                deeds.append(span_tokens(moves, offsets, config.text.text_len))
             if self.focus:
                 acting = [clip.masks[name] for name in ACTING if name in clip.masks]
                 focus.append(cover(torch.from_numpy(np.logical_or.reduce(acting))[None]))
@@ -192,6 +198,7 @@ class Clips:
             told=torch.tensor([told_factors(text) for text in captions], device=device),
             condition=condition,
             regions=_on(device, stack_regions(regions, ids.shape[1])) if regions else None,
+            deeds=pad_sequence(deeds, True)[..., : ids.shape[1]].to(device) if deeds else None,
             motion=Motion(*map(torch.cat, zip(*motions, strict=True))) if motions else None,
             focus=torch.stack(focus).view(-1, 1, *latents.shape[2:]).to(device) if focus else None,
         )

@@ -58,13 +58,32 @@ def part_regions(
     seen = [(part, spans) for part, spans in mentions if part in masks and masks[part].any()]
     tokens = torch.zeros(len(seen), text_len)
     for row, (_, spans) in enumerate(seen):
-        for start, stop in spans:
-            for column, (first, last) in enumerate(offsets):
-                if first < stop and last > start:
-                    tokens[row, column] = 1
+        tokens[row] = span_tokens(spans, offsets, text_len).amax(0)
     size = next(iter(masks.values())).shape  # a caption that names nothing has places, too
     shapes = torch.from_numpy(np.array([masks[p] for p, _ in seen]).reshape(-1, *size))
     return tokens, cover(shapes)
+
+
+def span_tokens(
+    spans: Iterable[tuple[int, int]], offsets: Sequence[tuple[int, int]], text_len: int
+) -> Tensor:
+    """Which tokens each span of characters touches.
+
+    Args:
+        spans: (start, stop) characters.
+        offsets: characters of each token.
+        text_len: tokens of a prompt with padding.
+
+    Returns:
+        float32 `[span, p]`, 1 or 0.
+    """
+    chosen = list(spans)
+    tokens = torch.zeros(len(chosen), text_len)
+    for row, (start, stop) in enumerate(chosen):
+        for column, (first, last) in enumerate(offsets):
+            if first < stop and last > start:
+                tokens[row, column] = 1
+    return tokens
 
 
 def cover(shapes: Tensor) -> Tensor:
@@ -141,3 +160,21 @@ def unread_share(read: Tensor, regions: Regions) -> Tensor:
     of_part = short.sum(-1) / inside.sum(-1).clamp(min=1)  # b part
     seen = inside.any(-1)
     return (of_part * seen).sum(1) / seen.sum(1).clamp(min=1)
+
+
+def unheard_share(read: Tensor, deeds: Tensor) -> Tensor:
+    """How much less than `READ` the places of a clip read each of the words that tell of motion.
+
+    Near pure noise nobody can know where anybody is, so every place is asked.
+
+    Args:
+        read: `[b, l, p]` attention of video tokens to prompt tokens, averaged over layers.
+        deeds: `[b, deed, p]` 1 where a token tells of the deed; rows of zeros are none.
+
+    Returns:
+        `[b]` in [0, 1]: the squared shortfall, averaged over places and deeds; 0 where none is told.
+    """
+    mass = torch.einsum("blp,bdp->bdl", read, deeds)
+    told = deeds.any(-1).float()  # b deed
+    short = (1 - mass / READ).clamp(min=0).square().mean(-1)
+    return (short * told).sum(1) / told.sum(1).clamp(min=1)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from tinywan import theatre
@@ -161,7 +162,20 @@ def _tinted(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def train_probe(steps: int, batch: int = 32, seed: int = 0, progress_bar: bool = True) -> Probe:
+class _Rendered(IterableDataset[tuple[Tensor, Tensor]]):
+    """Examples with the numbers of what they show, one for each factor of a probe."""
+
+    def __init__(self, probe: Probe, seed: int) -> None:
+        self.probe, self.seed = probe, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for shown, scene in examples(np.random.default_rng([self.seed, 4])):
+            yield shown, torch.tensor([_label(self.probe, n, scene) for n in self.probe.factors])
+
+
+def train_probe(
+    steps: int, batch: int = 32, seed: int = 0, progress_bar: bool = True, apart: bool = False
+) -> Probe:
     """Train on fresh clips of the training split.
 
     Args:
@@ -169,6 +183,7 @@ def train_probe(steps: int, batch: int = 32, seed: int = 0, progress_bar: bool =
         batch: clips in each.
         seed: of everything.
         progress_bar: show one.
+        apart: render in a process of its own, meanwhile; the clips are the same.
 
     Returns:
         The probe, in evaluation mode.
@@ -177,20 +192,19 @@ def train_probe(steps: int, batch: int = 32, seed: int = 0, progress_bar: bool =
     probe = Probe()
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    clips = examples(np.random.default_rng([seed, 4]))
-    for _ in (bar := tqdm(range(steps), "probes", disable=not progress_bar, unit="batch")):
-        shown, scenes = zip(*(next(clips) for _ in range(batch)), strict=True)
-        logits = probe(torch.stack(shown))
+    clips = DataLoader(
+        _Rendered(probe, seed), batch, num_workers=int(apart), prefetch_factor=4 if apart else None
+    )
+    bar = tqdm(range(steps), "probes", disable=not progress_bar, unit="batch")
+    for _, (shown, labels) in zip(bar, clips, strict=False):
+        found = probe(shown).values()
         loss = torch.stack(
             [
-                F.cross_entropy(
-                    found,
-                    torch.tensor([_label(probe, name, scene) for scene in scenes]),
-                    ignore_index=_UNSEEN,
-                )
-                for name, found in logits.items()
+                F.cross_entropy(logits, labels[:, number], ignore_index=_UNSEEN, reduction="sum")
+                for number, logits in enumerate(found)
             ]
         ).sum()
+        loss = loss / batch
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -301,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.steps < 1 or options.clips < 1:
         print("error: use 1 step and 1 clip, or more", file=sys.stderr)
         return 2
-    probe = train_probe(options.steps)
+    probe = train_probe(options.steps, apart=True)
     found = accuracy(probe, options.clips)
     print(f"{'':14}{'rendered':>10}{'degraded':>10}")
     for name in probe.factors:

@@ -137,9 +137,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="extra weight, near pure noise, of what differs between the takes of a scene",
     )
     parser.add_argument(
+        "--identity",
+        type=float,
+        default=1.0,
+        help="weight of telling each token of the prompt from its embedding",
+    )
+    parser.add_argument(
         "--recall",
         type=float,
-        default=0.1,
+        default=1.0,
         help="weight of telling what the caption says from the middle of the denoiser, near pure noise",
     )
     parser.add_argument(
@@ -307,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shift=options.training_shift,
             takes=options.takes,
             contrast=options.contrast,
+            identity=options.identity,
             recall=options.recall,
             focus=options.focus,
             flow=options.flow_loss,

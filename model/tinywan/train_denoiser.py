@@ -21,7 +21,7 @@ from tinywan.attention import Attention
 from tinywan.batches import UNTOLD, Batch, Clips, Phase
 from tinywan.checkpoint import fitted, write_atomically
 from tinywan.dit import Block, DiT
-from tinywan.grounding import outside_share, unread_share
+from tinywan.grounding import outside_share, unheard_share, unread_share
 from tinywan.moe import MixtureOfExperts
 from tinywan.motion import warping_error
 from tinywan.pipeline import TextToVideoPipeline
@@ -46,9 +46,8 @@ class DenoiserRecipe:
     shift: float | None = None  # of the noise levels; None takes the one that is sampled with
     takes: int = 1  # clips of one scene under one noise, see batches.py
     contrast: float = 0.0  # extra weight of what differs between them near pure noise
-    recall: float = (
-        0.0  # weight of telling the caption from the middle of the denoiser near pure noise
-    )
+    identity: float = 0.0  # weight of telling each token from its embedding
+    recall: float = 0.0  # weight of telling the caption from the middle of the denoiser
     focus: float = 0.0  # extra weight of those who act and what they carry, which is small
     flow: float = 0.0  # weight of the optical-flow loss
     flow_sigma: float = 0.5  # noise level up to which it is asked for
@@ -277,6 +276,10 @@ def denoiser_loss(
         known = (1 - batch.sigma).view(-1, 1, 1, 1, 1)
         weight = 1 + recipe.focus * known * batch.focus
         loss = (weight * square).mean() / weight.mean()
+    if recipe.identity:
+        table = model.text_encoder.embed.weight
+        parts["identity"] = mistaken(embeds, batch.ids, batch.mask, table)
+        loss = loss + recipe.identity * parts["identity"]
     near = batch.sigma >= model.boundary_ratio
     if recipe.contrast and near.any():
         parts["contrast"] = apart(error, batch.scene)[near].mean()
@@ -292,15 +295,19 @@ def denoiser_loss(
         parts["z"] = torch.stack([r.z for r in routers]).mean()
         loss = loss + recipe.balance * parts["balance"] + recipe.z * parts["z"]
     if grounds and batch.regions is not None:
-        outside, unread = torch.zeros_like(batch.sigma), torch.zeros_like(batch.sigma)
+        outside, unread, unheard = (torch.zeros_like(batch.sigma) for _ in range(3))
         for rows, expert in model.sides(batch.sigma):
             here = batch.regions.rows(rows)
             reads = [m.read for m in expert.modules() if isinstance(m, Attention)]
             looks = [look for look in reads if look is not None]
             outside[rows] = torch.stack([outside_share(look, here) for look in looks]).mean(0)
-            unread[rows] = unread_share(torch.stack(looks).mean(0), here)
-        parts["outside"], parts["unread"] = outside.mean(), unread.mean()
-        loss = loss + recipe.grounding * ((1 - batch.sigma) * (outside + unread)).mean()
+            mean = torch.stack(looks).mean(0)
+            unread[rows] = unread_share(mean, here)
+            if batch.deeds is not None:
+                unheard[rows] = unheard_share(mean, batch.deeds[rows])
+        parts |= {"outside": outside.mean(), "unread": unread.mean(), "unheard": unheard.mean()}
+        grounded = (1 - batch.sigma) * (outside + unread) + near * unheard
+        loss = loss + recipe.grounding * grounded.mean()
     clear = batch.sigma <= recipe.flow_sigma  # noisier guesses have no motion to speak of yet
     if recipe.flow and vae is not None and batch.motion is not None and clear.any():
         sigma = batch.sigma[clear].view(-1, 1, 1, 1, 1)
@@ -328,6 +335,28 @@ def apart(error: Tensor, scene: Tensor) -> Tensor:
     same = (scene[:, None] == scene).to(error.dtype)
     mean = (same / same.sum(1, keepdim=True)) @ error.flatten(1)
     return (error - mean.view_as(error)).square()
+
+
+SHARP = 16.0  # logits of a token are its cosines times this
+
+
+def mistaken(embeds: Tensor, ids: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+    """How badly each token can be told from its embedding, by the angle to those of the vocabulary.
+
+    A text encoder that learns from video alone lets go of words whose use is learnt late: left and right
+    become one. UMT5 has to know each token, since it was trained to fill in text; this asks for the same.
+
+    Args:
+        embeds: `[b, p, c]` of the prompts.
+        ids: `[b, p]` their tokens.
+        mask: `[b, p]`, True on tokens.
+        table: `[v, c]` embeddings of the vocabulary, before the text encoder's blocks.
+
+    Returns:
+        Mean cross-entropy in nats.
+    """
+    cosines = F.normalize(embeds[mask].float(), dim=-1) @ F.normalize(table, dim=-1).T
+    return F.cross_entropy(SHARP * cosines, ids[mask])
 
 
 def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:

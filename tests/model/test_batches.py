@@ -161,3 +161,20 @@ def test_what_a_caption_tells_is_numbered_by_factor():
         "camera": "pan right",
     }
     assert set(told_factors("")) == {UNTOLD}
+
+
+def test_deeds_are_the_tokens_that_tell_of_motion(vae):
+    batch = batch_of(vae, regions=True)
+    assert batch.deeds is not None
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    directions = 0
+    for ids, deeds, told in zip(batch.ids, batch.deeds, batch.told, strict=True):
+        spans = [tokenizer.decode(ids[row > 0].tolist()).strip() for row in deeds if row.any()]
+        found = dict(zip(FACTORS, told.tolist(), strict=True))
+        assert len(spans) == 1 + (found["direction"] != UNTOLD)
+        if len(spans) > 1:
+            side = FACTORS["direction"][found["direction"]]
+            assert side in spans[1] or {"left": "左", "right": "右"}[side] in spans[1]
+            directions += 1
+    assert directions > 2
+    assert batch_of(vae).deeds is None

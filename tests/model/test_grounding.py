@@ -9,7 +9,9 @@ from tinywan.grounding import (
     Regions,
     outside_share,
     part_regions,
+    span_tokens,
     stack_regions,
+    unheard_share,
     unread_share,
 )
 from tinywan.text import UnigramTokenizer
@@ -155,3 +157,22 @@ def test_nothing_is_unread_where_a_caption_names_nothing():
     empty = part_regions([], clip.masks, (), 64)
     read = torch.full((2, 3 * 64, 5), 0.2)
     assert unread_share(read, stack_regions([empty, empty], 5)).tolist() == [0, 0]
+
+
+def test_unheard_is_the_shortfall_of_every_place_for_every_deed_that_is_told():
+    read = torch.zeros(2, 3, 4)
+    read[0, :, 1] = torch.tensor([0.0, READ / 2, 1.0])
+    read[0, :, 2] = 2 * READ
+    deeds = torch.zeros(2, 3, 4)
+    deeds[0, 0, 1] = deeds[0, 1, 2] = 1  # the third row tells of nothing, and neither does clip 1
+    first = (1.0 + 0.25 + 0.0) / 3
+    torch.testing.assert_close(
+        unheard_share(read, deeds), torch.tensor([first / 2, 0.0]), atol=1e-6, rtol=0
+    )
+
+
+def test_tokens_of_a_span_are_those_that_it_touches():
+    offsets = [(0, 3), (3, 8), (9, 12)]
+    found = span_tokens([(4, 10), (12, 14)], offsets, 5)
+    assert found.tolist() == [[0, 1, 1, 0, 0], [0] * 5]
+    assert span_tokens([], offsets, 5).shape == (0, 5)

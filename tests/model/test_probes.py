@@ -79,6 +79,13 @@ def test_training_is_the_same_for_a_seed_and_lowers_the_error():
     assert error(first) < 0.9 * error(train_probe(1, batch=8, progress_bar=False))
 
 
+def test_clips_rendered_in_a_process_of_its_own_are_the_same():
+    here, apart = (
+        train_probe(3, batch=4, progress_bar=False, apart=apart) for apart in (False, True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(here.parameters(), apart.parameters()))  # noqa: B905
+
+
 def test_accuracy_is_a_share_for_each_kind_and_factor(probe):
     found = accuracy(probe, 16)
     assert found.keys() == {"rendered", "degraded"}

@@ -221,6 +221,22 @@ def test_command_counts_both_worlds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_words_of_the_camera_are_known(language):
+    rng = np.random.default_rng(22)
+    cameras = {"pan left": ("left", "左"), "pan right": ("right", "右"), "zoom in": ("zoom", "近")}
+    for _ in range(60):
+        scene = sample_scene(rng, world="whole")
+        told = caption(scene, language, rng)
+        words = [told.text[start:stop] for start, stop in told.camera]
+        if scene.camera == "still":
+            assert words == []
+            continue
+        assert len(words) == 1
+        assert any(word in words[0] for word in cameras[scene.camera])
+        assert words[0][0] not in "，, "
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
 def test_deeds_are_the_words_for_what_is_done_and_to_which_side(language):
     rng = np.random.default_rng(21)
     verbs = {

@@ -16,12 +16,14 @@ from tinywan.text import UnigramTokenizer
 from tinywan.train import find_config, parse_arguments
 from tinywan.train_denoiser import (
     DEAF,
+    SHARP,
     Denoiser,
     DenoiserRecipe,
     apart,
     compile_blocks,
     denoiser_loss,
     is_hidden_matrix,
+    mistaken,
 )
 from tinywan.trainer import TrainerConfig
 from tinywan.vae import CausalVAE
@@ -119,6 +121,24 @@ def test_contrast_counts_near_pure_noise_alone(config):
     assert parts["contrast"] > 0
     more = loss - denoiser_loss(model, both, RECIPE)[0]
     assert more.item() == pytest.approx(3.0 * parts["contrast"] / 2, rel=1e-4)
+
+
+def test_a_token_is_told_by_the_angle_of_its_embedding():
+    table = torch.eye(5)
+    ids, mask = torch.tensor([[2, 4, 0]]), torch.tensor([[True, True, False]])
+    own = 3.0 * table[ids]  # as far from the others as can be, however long
+    surest = torch.log(1 + 4 * torch.exp(torch.tensor(-SHARP)))
+    torch.testing.assert_close(mistaken(own, ids, mask, table), surest, atol=1e-6, rtol=1e-3)
+    alike = torch.ones(1, 3, 5)
+    found = mistaken(alike, ids, mask, table)
+    assert found.item() == pytest.approx(torch.log(torch.tensor(5.0)).item(), rel=1e-5)
+
+
+def test_identity_is_added_by_its_weight(config):
+    model, batch = speaking(config).train(), batch_of([0.2, 0.9])
+    plain, _ = denoiser_loss(model, batch, RECIPE)
+    loss, parts = denoiser_loss(model, batch, replace(RECIPE, identity=2.0))
+    assert (loss - plain).item() == pytest.approx(2 * parts["identity"], rel=1e-4)
 
 
 @pytest.mark.parametrize("two_experts", [False, True])

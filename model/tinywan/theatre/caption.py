@@ -30,6 +30,7 @@ class Caption:
         spans: part -> (start, stop) character spans of every mention; parts are names of masks.
         colors: part -> spans of the words that tell its colour, of garment, prop and companion.
         deeds: spans of the words that tell what the subject does, and to which side.
+        camera: spans of the words that tell what the camera does.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Caption:
     spans: dict[str, tuple[Span, ...]]
     colors: dict[str, tuple[Span, ...]] = field(default_factory=dict)
     deeds: tuple[Span, ...] = ()
+    camera: tuple[Span, ...] = ()
 
 
 class _Teller:
@@ -94,9 +96,10 @@ def caption(
     if detail == "random" and tell.says(0.15, short=False, long=False):
         text = text + "。" if language == "zh" else text[0].upper() + text[1:] + "."
     deeds = tuple(span for kind in ("deed", "side") for span in marks.pop(kind, ()))
+    camera = marks.pop("camera", ())
     spans = {part: found for part, found in marks.items() if not part.endswith(_COLOR)}
     colors = {part.removesuffix(_COLOR): marks[part] for part in marks.keys() - spans.keys()}
-    return Caption(text, language, spans, colors, deeds)
+    return Caption(text, language, spans, colors, deeds, camera)
 
 
 def _tell_zh(scene: Scene, tell: _Teller) -> str:

@@ -158,9 +158,9 @@ ZH_BESIDE = {
     ),
 }
 ZH_CAMERA = {
-    "pan left": ("，镜头向左摇", "，镜头缓缓左移", "，镜头向左移动"),
-    "pan right": ("，镜头向右摇", "，镜头缓缓右移", "，镜头向右移动"),
-    "zoom in": ("，镜头慢慢推近", "，镜头缓缓拉近", "，镜头推近"),
+    "pan left": ("，[camera:镜头向左摇]", "，[camera:镜头缓缓左移]", "，[camera:镜头向左移动]"),
+    "pan right": ("，[camera:镜头向右摇]", "，[camera:镜头缓缓右移]", "，[camera:镜头向右移动]"),
+    "zoom in": ("，[camera:镜头慢慢推近]", "，[camera:镜头缓缓拉近]", "，[camera:镜头推近]"),
 }
 ZH_LOOK = {
     "film": ("，胶片质感", "，老电影的色调", "，复古胶片风格"),
@@ -316,16 +316,20 @@ EN_DIRECTION_OF_TWO = {
 }
 EN_CAMERA = {
     "pan left": (
-        ", the camera pans left",
-        ", the camera pans to the left",
-        ", camera panning left",
+        ", [camera:the camera pans left]",
+        ", [camera:the camera pans to the left]",
+        ", [camera:camera panning left]",
     ),
     "pan right": (
-        ", the camera pans right",
-        ", the camera pans to the right",
-        ", camera panning right",
+        ", [camera:the camera pans right]",
+        ", [camera:the camera pans to the right]",
+        ", [camera:camera panning right]",
     ),
-    "zoom in": (", the camera slowly zooms in", ", slow zoom in", ", the camera zooms in"),
+    "zoom in": (
+        ", [camera:the camera slowly zooms in]",
+        ", [camera:slow zoom in]",
+        ", [camera:the camera zooms in]",
+    ),
 }
 EN_LOOK = {
     "film": (", shot on old film", ", in the look of an old film", ", warm vintage film"),
