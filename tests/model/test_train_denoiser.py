@@ -257,12 +257,14 @@ def test_grounding_counts_the_more_the_less_noise_there_is(config):
     batch = clips.batch(0, Phase(steps=1, num_frames=5, batch=2, micro_batch=1))
     model = speaking(config).train()
     recipe = replace(RECIPE, grounding=3.0, balance=0, z=0)
-    for level in (0.1, 0.8):
+    for level in (0.1, 0.8, 0.95):
         even = replace(batch, sigma=torch.full((2,), level))
         loss, parts = denoiser_loss(model, even, recipe)
         assert 0 < parts["outside"] < 1
-        grounding = parts["outside"] + parts["unread"]
-        expected = parts["velocity"] + 3.0 * (1 - level) * grounding
+        assert 0 < parts["unheard"] < 1
+        grounding = (1 - level) * (parts["outside"] + parts["unread"])
+        near = level >= config.boundary_ratio  # of debug, 0.875
+        expected = parts["velocity"] + 3.0 * (grounding + near * parts["unheard"])
         assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert model.transformer.blocks[0].cross_attn.norm_q.weight.grad.abs().max() > 0

@@ -45,6 +45,7 @@ def refresh(path: Path) -> None:
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # else a slow machine stores one output for each line
         store_widget_state=False,
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no note on the kernel's transport
         resources={"metadata": {"path": str(path.parent)}},
