@@ -329,7 +329,8 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     assert_same(larger.vae.encoder.state_dict(), pipe.vae.encoder.state_dict())
     train("forked", "--start-from run/checkpoint --noise-experts")
     forked = TextToVideoPipeline.from_pretrained(tmp_path / "forked/checkpoint")
-    assert_same(forked.text_encoder.state_dict(), pipe.text_encoder.state_dict())
+    moved = forked.text_encoder.embed.weight - pipe.text_encoder.embed.weight
+    assert 0 < moved.abs().max() < 0.05  # one reader, whom both teach
     high, low = forked.transformer.proj_out.weight, forked.transformer_2.proj_out.weight
     assert not torch.equal(high, low)
     assert (high - low).abs().max() < 0.02

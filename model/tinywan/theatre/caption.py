@@ -117,7 +117,7 @@ def _tell_zh(scene: Scene, tell: _Teller) -> str:
     prop = _prop(scene, tell, wordings.ZH_PROP, wordings.ZH_COLORED_PROP, wordings.ZH_COLOR)
     if scene.subject == "dog":
         prop = prop.replace("提着", "叼着").replace("拿着", "叼着")
-    if tell.says(0.85, short=False, long=False):
+    if tell.says(0.6, short=False, long=False):
         side = tell.one(wordings.ZH_DIRECTION[scene.direction])
         action = tell.one(wordings.ZH_ACTION_TO[scene.action])
         if action.endswith(("走]", "跑]")):
@@ -191,7 +191,7 @@ def _act_en(who: str, scene: Scene, tell: _Teller) -> str:
     action = tell.one((wordings.EN_ACTION_OF_TWO if two else wordings.EN_ACTION)[scene.action])
     together = " together" if pattern.endswith("{do} together") else ""
     action += together
-    if tell.says(0.85, short=False, long=False):
+    if tell.says(0.6, short=False, long=False):
         kind = "stand" if scene.action == "stand" else "move"
         directions = wordings.EN_DIRECTION_OF_TWO if two else wordings.EN_DIRECTION
         action += tell.one(directions[kind]).format(scene.direction)
