@@ -2,6 +2,7 @@
 
 from tinywan.errors import CheckpointError, ConfigError, DeviceError, PromptError, TinywanError
 from tinywan.pipeline import DenoiserCall, GenerationRequest, TextToVideoPipeline, VideoOutput
+from tinywan.wan import load_wan
 
 __all__ = [
     "CheckpointError",
@@ -13,4 +14,5 @@ __all__ = [
     "TextToVideoPipeline",
     "TinywanError",
     "VideoOutput",
+    "load_wan",
 ]

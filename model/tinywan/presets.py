@@ -138,6 +138,23 @@ PRESETS = {
     ),
 }
 
+# Wan's own denoisers: dit.py with full attention, dense, positions rotary alone, padding attended.
+# Text encoder and VAE of the real thing are not built here; `wan.load_wan` reads the weights.
+_WAN = DiTConfig(
+    in_channels=16,
+    patch_size=(1, 2, 2),
+    text_dim=4096,
+    text_len=512,
+    attention="full",
+    absolute_positions=False,
+    mask_padding=False,
+    num_experts=0,
+)
+WAN = {
+    "wan2.1-t2v-1.3b": replace(_WAN, dim=1536, num_heads=12, num_layers=30, ffn_dim=8960),
+    "wan2.2-t2v-a14b": replace(_WAN, dim=5120, num_heads=40, num_layers=40, ffn_dim=13824),
+}
+
 
 def preset(name: str) -> ModelConfig:
     """Look up a preset.
@@ -151,6 +168,11 @@ def preset(name: str) -> ModelConfig:
     Raises:
         ConfigError: for another name.
     """
+    if name in WAN:
+        raise ConfigError(
+            f"{name!r} is a denoiser alone, whose text encoder and VAE are not built here: use "
+            f"DiT(presets.WAN[{name!r}]), or wan.load_wan for its weights"
+        )
     if name not in PRESETS:
         raise ConfigError(f"no preset is called {name!r}: use one of {', '.join(PRESETS)}")
     return PRESETS[name]
