@@ -116,7 +116,7 @@ def painted() -> Callable[..., Any]:
             arrays=arrays,
             keep=keep,
             grid=Grid(5, 12, 12),
-            sizes={"layer": layers, "step": steps, "head": 1},
+            labels={"layer": tuple(range(layers)), "step": tuple(range(steps)), "head": (0,)},
             prompts={"cond": encoded},
             words={"cond": split_words(encoded)},
             record=record,

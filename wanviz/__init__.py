@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wanviz.adapters import hook_names
-    from wanviz.capture import Plan, capture, plan
+    from wanviz.capture import capture, plan
     from wanviz.errors import (
         BudgetError,
         CaptureError,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TraceFileError,
         WanvizError,
     )
+    from wanviz.planning import Plan
     from wanviz.plots import plot_frames, plot_routing, plot_storyboard
     from wanviz.report import report
     from wanviz.show import show
@@ -55,8 +56,9 @@ __all__ = [
 # Names are loaded when first used: torch and matplotlib take seconds, and `wanviz --help` needs none.
 _HOMES = {
     "adapters": ("hook_names",),
-    "capture": ("Plan", "capture", "plan"),
+    "capture": ("capture", "plan"),
     "errors": tuple(name for name in __all__ if name.endswith(("Error", "Warning"))),
+    "planning": ("Plan",),
     "plots": ("plot_frames", "plot_routing", "plot_storyboard"),
     "report": ("report",),
     "show": ("show",),

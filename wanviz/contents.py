@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wanviz.errors import CaptureError, KeepError, OptionError
 from wanviz.grid import Grid, pixel_frame_label
-from wanviz.layout import AXES, array_name
+from wanviz.layout import AXES, STDERR, array_name
 from wanviz.trace_file import Arrays
 from wanviz.words import EncodedPrompt, Token, Word
 
@@ -22,7 +22,7 @@ class Contents:
     arrays: Arrays  # by the names of `layout`
     keep: tuple[tuple[str, ...], ...]
     grid: Grid
-    sizes: dict[str, int]  # axis -> length
+    labels: dict[str, tuple[int, ...]]  # axis -> the layers, steps, heads that were watched
     prompts: dict[str, EncodedPrompt]  # branch -> prompt
     words: dict[str, tuple[Word, ...]]  # branch -> words
     record: dict[str, Any]  # JSON: prompt, seed, steps, versions …
@@ -32,12 +32,14 @@ class Contents:
         return {
             "keep": self.keep,
             "grid": self.grid.shape,
-            "sizes": self.sizes,
+            "labels": self.labels,
             "branches": {
                 name: {
                     "prompt": prompt.text,
                     "truncated_at": prompt.truncated_at,
                     "tokens": [[t.text, *t.span] for t in prompt.tokens],
+                    "omitted": [[t.text, *t.span] for t in prompt.omitted],
+                    "columns": prompt.columns,
                     "words": [[w.text, *w.span, w.tokens] for w in self.words[name]],
                 }
                 for name, prompt in self.prompts.items()
@@ -53,12 +55,14 @@ class Contents:
             arrays=arrays,
             keep=tuple(tuple(axes) for axes in header["keep"]),
             grid=Grid(*header["grid"]),
-            sizes=header["sizes"],
+            labels={axis: tuple(found) for axis, found in header["labels"].items()},
             prompts={
                 name: EncodedPrompt(
                     text=branch["prompt"],
                     tokens=tuple(Token(text, (a, b)) for text, a, b in branch["tokens"]),
                     truncated_at=branch["truncated_at"],
+                    omitted=tuple(Token(text, (a, b)) for text, a, b in branch["omitted"]),
+                    columns=None if branch["columns"] is None else tuple(branch["columns"]),
                 )
                 for name, branch in branches.items()
             },
@@ -72,8 +76,14 @@ class Contents:
 
 def raise_if_failed(contents: Contents, what: str) -> None:
     """Say that a reducer failed, where it did."""
+    what = what.partition("_")[0]  # errors fail with what they belong to
     if why := contents.record["failed"].get(what):
         raise CaptureError(f"{what} were not captured: {why}")
+
+
+def steps_watched(contents: Contents) -> int:
+    """How many of the steps that were to be watched ran."""
+    return sum(entry["step"] in contents.labels["step"] for entry in contents.record["steps"])
 
 
 def kept_array(
@@ -84,8 +94,8 @@ def kept_array(
         if axis not in AXES or asked.count(axis) > 1:
             raise OptionError(f"{asked!r} names axes: use each of {', '.join(AXES)} at most once")
     raise_if_failed(contents, what)
-    if what == "frames" and contents.record["frames"] is None:
-        raise KeepError("frame attention was not captured: capture with frames='exact'")
+    if what in ("frames", STDERR) and contents.record["frames"] is None:
+        raise KeepError("frame attention was not captured: leave frames=None out of the capture")
     fitting = [axes for axes in contents.keep if set(asked) <= set(axes)]
     if not fitting:
         ordered = tuple(axis for axis in AXES if axis in asked)
@@ -128,30 +138,57 @@ def mean_frames(array: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(mean, dtype=np.float32)
 
 
+def mean_stderr(array: NDArray[np.float32], kept: tuple[str, ...]) -> NDArray[np.float32]:
+    """The standard error of the mean of some sampled frame x frame matrices.
+
+    Layers and steps draw their rows apart from each other; heads share them, so that their errors are
+    averaged as if they all pointed the same way: a bound from above.
+
+    Args:
+        array: standard errors, `[kept …, f, f]`; NaN where not computed.
+        kept: names of the leading axes.
+
+    Returns:
+        `[f, f]`.
+    """
+    if "head" in kept:
+        array = array.mean(axis=kept.index("head"))
+    matrices = array.reshape(-1, *array.shape[-2:])
+    computed = ~np.isnan(matrices)
+    there = computed.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = (np.where(computed, matrices, 0).astype(np.float64) ** 2).sum(axis=0)
+        return (np.sqrt(squares) / there).astype(np.float32)
+
+
 def chosen_places(contents: Contents, **places: int | None) -> dict[str, int]:
-    """The axes on which one place is asked for; each is there, or an OptionError says what is."""
+    """Where on the kept axes one layer, step or head lies; an OptionError says which there are."""
     chosen = {}
     for axis, index in places.items():
         if index is None:
             continue
-        size = contents.sizes[axis]
+        there = contents.labels[axis]
+        shown = ", ".join(map(str, there))
+        if there == tuple(range(len(there))):
+            shown = f"0 to {len(there) - 1}"
         if isinstance(index, bool) or not isinstance(index, int | np.integer):
-            raise OptionError(f"{axis}={index!r} is not a number: use 0 to {size - 1}, or None")
-        if not 0 <= index < size:
-            raise OptionError(f"{axis}={index}: this trace has {axis} 0 to {size - 1}")
-        chosen[axis] = int(index)
+            raise OptionError(f"{axis}={index!r} is not a number: use {shown}, or None")
+        if index not in there:
+            raise OptionError(f"{axis}={index}: this trace has {axis} {shown}")
+        chosen[axis] = there.index(int(index))
     return chosen
 
 
 def axis_coords(contents: Contents, axes: tuple[str, ...]) -> dict[str, Any]:
     """Labels of the kept axes; steps also carry sigma and noise expert."""
-    coords: dict[str, Any] = {axis: np.arange(contents.sizes[axis]) for axis in axes}
+    coords: dict[str, Any] = {axis: np.array(contents.labels[axis]) for axis in axes}
     if "step" in axes:
-        sigma = np.full(contents.sizes["step"], np.nan)
-        noise_expert = [""] * contents.sizes["step"]  # "" where the run did not get so far
-        for entry in contents.record["steps"]:
-            sigma[entry["step"]] = entry["sigma"]
-            noise_expert[entry["step"]] = entry["noise_expert"]
+        ran = {entry["step"]: entry for entry in contents.record["steps"]}
+        steps = [
+            ran.get(step) for step in contents.labels["step"]
+        ]  # None: the run did not get so far
+        sigma = np.array([np.nan if step is None else step["sigma"] for step in steps])
+        noise_expert = ["" if step is None else step["noise_expert"] for step in steps]
         coords |= {"sigma": ("step", sigma), "noise_expert": ("step", noise_expert)}
     return coords
 

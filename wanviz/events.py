@@ -1,4 +1,4 @@
-"""The one thing that every adapter tells: what one layer did at one moment, for one branch."""
+"""The one thing that every adapter tells: what one layer did at one moment, for one branch of one video."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Moment:
     step: int
     sigma: float
     timestep: float
-    noise_expert: str  # "high" or "low"
+    noise_expert: str  # "high" or "low"; "" for a model that has but one denoiser
     branches: tuple[str, ...]  # which share the batch, in order
 
 
@@ -33,8 +33,12 @@ class Event:
     moment: Moment
     branch: str
     grid: Grid
-    q: Tensor | None = None  # n l d, after normalisation and rotary position
+    video: int = 0  # of those that are made at once
+    q: Tensor | None = None  # n l d, after normalisation
     k: Tensor | None = None  # n p d in cross-attention, n l d in self-attention
+    rotary: tuple[Tensor, Tensor] | None = (
+        None  # cosines and sines [l, d/2] that q and k still lack
+    )
     window: int | None = None  # temporal radius in latent frames; None: every frame
     expert_ids: Tensor | None = None  # l topk int64
 
@@ -43,11 +47,16 @@ class Event:
 class Request:
     """What was asked of the pipeline, as far as it is known."""
 
-    prompts: dict[str, str]  # branch -> its prompt
-    num_videos: int
+    prompts: tuple[
+        dict[str, str | None], ...
+    ]  # per video: branch -> prompt; None: embeddings were given
+    branches: tuple[str, ...]  # that this generation runs
     height: int
     width: int
     num_frames: int
     num_inference_steps: int
     guidance: dict[str, float | None]  # guidance_scale, guidance_scale_2
-    seed: int | None
+    seeds: tuple[int | None, ...]  # per video
+    lengths: dict[str, tuple[int, ...]] | None = (
+        None  # branch -> per video, keys that are no padding
+    )

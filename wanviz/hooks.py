@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from wanviz.errors import OptionError
 
@@ -21,11 +22,15 @@ class Removable(Protocol):
 class Hookable(Protocol):
     """A module that tells what passes through it."""
 
-    def register_forward_hook(self, hook: Callable[..., Any]) -> Removable:
+    def register_forward_hook(
+        self, hook: Callable[..., Any], *, always_call: bool = False
+    ) -> Removable:
         """Call hook(module, inputs, output) after every forward."""
 
-    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Removable:
-        """Call hook(module, inputs) before every forward."""
+    def register_forward_pre_hook(
+        self, hook: Callable[..., Any], *, with_kwargs: bool = False
+    ) -> Removable:
+        """Call hook(module, inputs), or hook(module, args, kwargs), before every forward."""
 
 
 def match_hooks(names: Iterable[str], pattern: str) -> tuple[str, ...]:
@@ -60,6 +65,55 @@ def _general(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
+Arguments: TypeAlias = tuple[Any, ...]
+Keywords: TypeAlias = dict[str, Any]
+Listener: TypeAlias = Callable[[Arguments, Keywords], Callable[[Any], None] | None]
+_ABSENT = object()
+
+
+class _Overheard:
+    """A method of one object, and those who listen to it; they may leave in any order."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.before = vars(owner).get(name, _ABSENT)
+        self.method = getattr(owner, name)
+        self.listeners: list[_Ear] = []
+        functools.update_wrapper(
+            self, self.method
+        )  # whoever looks at its signature sees the method's
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tell = [ear.listen(args, kwargs) for ear in self.listeners]
+        result = self.method(*args, **kwargs)
+        for then in tell:
+            if then is not None:
+                then(result)
+        return result
+
+
+class _Ear:
+    """One listener at one method."""
+
+    def __init__(self, owner: object, name: str, listen: Listener) -> None:
+        self._owner, self._name, self.listen = owner, name, listen
+        found = vars(owner).get(name)
+        self._overheard = found if isinstance(found, _Overheard) else _Overheard(owner, name)
+        self._overheard.listeners.append(self)
+        if found is not self._overheard:
+            object.__setattr__(owner, name, self._overheard)
+
+    def remove(self) -> None:
+        """Stop listening; the last one leaves the object as it was."""
+        self._overheard.listeners.remove(self)
+        mine = vars(self._owner).get(self._name) is self._overheard
+        if self._overheard.listeners or not mine:
+            return
+        if self._overheard.before is _ABSENT:
+            object.__delattr__(self._owner, self._name)
+        else:
+            object.__setattr__(self._owner, self._name, self._overheard.before)
+
+
 class HookSet:
     """Hooks that are removed together, whatever happens."""
 
@@ -82,6 +136,33 @@ class HookSet:
             call()
 
         self._handles.append(module.register_forward_pre_hook(hook))
+
+    def before_call(self, module: Hookable, call: Callable[[Arguments, Keywords], None]) -> None:
+        """Call call(args, kwargs) before each forward of a module."""
+
+        def hook(_module: Any, args: Arguments, kwargs: Keywords) -> None:
+            call(args, kwargs)
+
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def finally_after(self, module: Hookable, call: Callable[[], None]) -> None:
+        """Call call() after each forward of a module, also of one that raises."""
+
+        def hook(_module: Any, _inputs: Any, _output: Any) -> None:
+            call()
+
+        self._handles.append(module.register_forward_hook(hook, always_call=True))
+
+    def around(self, owner: object, name: str, listen: Listener) -> None:
+        """Listen to the calls of one object's method; the object's class stays as it is.
+
+        Args:
+            owner: whose method it is.
+            name: of the method.
+            listen: called with args and kwargs before each call; what it returns, if anything, is called with
+                the result.
+        """
+        self._handles.append(_Ear(owner, name, listen))
 
     def remove(self) -> None:
         """Take all hooks away, the last one first; a second call does nothing."""

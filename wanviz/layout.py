@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,9 @@ from wanviz.words import EncodedPrompt
 
 # The order in which axes are stored. Head comes last, so that what one event adds is contiguous.
 AXES = ("layer", "step", "head")
-SPECIAL = ("end_of_text", "padding")  # the columns after the prompt's own tokens
+SPECIAL = ("end_of_text", "padding")  # the columns after the prompt's own tokens …
+OTHER = "other_words"  # … and after them, where only some words are kept, all others together
+STDERR = "frames_stderr"  # standard errors of sampled frame masses
 NO_PADDING = "none attended"  # what a record says of padding that the model does not see
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", 1):
@@ -38,6 +41,7 @@ class Anatomy:
     token_experts: int  # 0 for a dense feed-forward
     topk: int  # token experts that work on one token
     forward_flops: int  # one denoiser forward of one branch, estimated
+    device: str = "cpu"  # type of the device that it runs on
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,23 @@ class Subject:
     prompts: dict[str, EncodedPrompt]  # branch -> its encoded prompt
     video: tuple[int, int, int] | None  # F, H, W in pixels; None for latent output
 
-    def sizes(self) -> dict[str, int]:
-        """How long each axis is that can be kept."""
-        return {"layer": self.anatomy.layers, "step": self.steps, "head": self.anatomy.heads}
+    def labels(self, options: Options) -> dict[str, tuple[int, ...]]:
+        """The layers, steps and heads that are watched.
+
+        Raises:
+            OptionError: one that the model does not have was selected.
+        """
+        sizes = {"layer": self.anatomy.layers, "step": self.steps, "head": self.anatomy.heads}
+        found = {}
+        for axis, size in sizes.items():
+            asked = options.select.get(axis, tuple(range(size)))
+            for index in asked:
+                if index >= size:
+                    raise OptionError(
+                        f"select asks for {axis} {index}: this generation has {axis} 0 to {size - 1}"
+                    )
+            found[axis] = asked
+        return found
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,8 @@ class Options:
     frames: Literal["exact", "sampled"] | None
     routing: bool
     branches: tuple[str, ...]
+    select: dict[str, tuple[int, ...]] = field(default_factory=dict)  # axis -> what to watch
+    words: tuple[str, ...] | None = None  # phrases whose tokens are kept; None keeps all
 
 
 @dataclass(frozen=True)
@@ -84,13 +104,20 @@ def array_name(branch: str, what: str, axes: tuple[str, ...]) -> str:
     return f"{branch}/{what}/{'+'.join(axes) or 'all'}"
 
 
+def special_columns(encoded: EncodedPrompt) -> tuple[str, ...]:
+    """What stands behind a prompt's own tokens."""
+    return (*SPECIAL, OTHER) if encoded.omitted else SPECIAL
+
+
 def layout(subject: Subject, options: Options) -> tuple[ArraySpec, ...]:
     """Every array that a capture of this subject keeps."""
-    anatomy, sizes = subject.anatomy, subject.sizes()
+    anatomy = subject.anatomy
+    sizes = {axis: len(labels) for axis, labels in subject.labels(options).items()}
     f, h, w = anatomy.grid.shape
     specs = []
     for branch in options.branches:
-        columns = len(subject.prompts[branch].tokens) + len(SPECIAL)
+        encoded = subject.prompts[branch]
+        columns = len(encoded.tokens) + len(special_columns(encoded))
         for axes in options.keep:
             kept = tuple(sizes[axis] for axis in axes)
             name = array_name(branch, "words", axes)
@@ -98,11 +125,12 @@ def layout(subject: Subject, options: Options) -> tuple[ArraySpec, ...]:
         if options.frames is not None:
             for axes in options.keep:
                 kept = tuple(sizes[axis] for axis in axes)
-                name = array_name(branch, "frames", axes)
-                specs.append(ArraySpec(name, axes, (*kept, f, f), "float32"))
+                for what in ("frames", STDERR)[: 1 + (options.frames == "sampled")]:
+                    name = array_name(branch, what, axes)
+                    specs.append(ArraySpec(name, axes, (*kept, f, f), "float32"))
         if options.routing and anatomy.token_experts:
-            layers, experts = anatomy.layers, anatomy.token_experts
-            load, where = (layers, subject.steps, experts), (layers, experts, f, h, w)
+            layers, experts = sizes["layer"], anatomy.token_experts
+            load, where = (layers, sizes["step"], experts), (layers, experts, f, h, w)
             specs.append(ArraySpec(f"{branch}/load", ("layer", "step"), load, "float32"))
             specs.append(ArraySpec(f"{branch}/where", ("layer",), where, "float32"))
     if subject.video is not None:
@@ -115,6 +143,8 @@ def make_options(
     frames: object,
     routing: object,
     branches: object,
+    select: object = None,
+    words: object = None,
     *,
     default_keep: tuple[tuple[str, ...], ...],
     frame_modes: tuple[str, ...],
@@ -123,11 +153,13 @@ def make_options(
 
     Args:
         keep: a list of axis tuples, or None for the model's default.
-        frames: "exact", "sampled" or None.
+        frames: "exact", "sampled", None, or "auto" for the model's default.
         routing: whether to count token experts.
         branches: "cond" and/or "uncond".
+        select: axis -> indices to watch; None watches all.
+        words: phrases of the prompt to keep; None keeps all.
         default_keep: what keep=None means for this model.
-        frame_modes: what frames can be for this model, besides None.
+        frame_modes: what frames can be for this model, besides None; the first is its default.
 
     Returns:
         The options, each axis set in the order of AXES, none twice.
@@ -135,6 +167,8 @@ def make_options(
     Raises:
         OptionError: something cannot be acted on; the sentence says what would work.
     """
+    if frames == "auto":
+        frames = frame_modes[0]
     if frames is not None and frames not in frame_modes:
         known = frames in ("exact", "sampled")
         raise OptionError(
@@ -153,7 +187,47 @@ def make_options(
         frames=frames,  # type: ignore[arg-type]
         routing=routing,
         branches=tuple(branches),
+        select=_selection(select),
+        words=_phrases(words),
     )
+
+
+def _selection(select: object) -> dict[str, tuple[int, ...]]:
+    hint = "write e.g. select={'layer': [0, 20, 39], 'step': range(0, 40, 5)}"
+    if select is None:
+        return {}
+    if not isinstance(select, Mapping):
+        raise OptionError(f"select={select!r} is not a dict of axes: {hint}")
+    found = {}
+    for axis, asked in select.items():
+        if axis not in AXES:
+            raise OptionError(f"select has {axis!r}: use {', '.join(AXES)}; {hint}")
+        if isinstance(asked, str) or not isinstance(asked, Iterable):
+            raise OptionError(
+                f"select has {axis!r}: {asked!r}, which is no list of numbers: {hint}"
+            )
+        indices = list(asked)
+        for index in indices:
+            if isinstance(index, bool) or not isinstance(index, int | np.integer) or index < 0:
+                raise OptionError(f"select has {axis} {index!r}: use whole numbers from 0; {hint}")
+        if not indices or len(set(indices)) < len(indices):
+            raise OptionError(
+                f"select has {axis!r}: {indices!r}: name at least one, and none twice"
+            )
+        found[axis] = tuple(sorted(int(index) for index in indices))
+    return found
+
+
+def _phrases(words: object) -> tuple[str, ...] | None:
+    if words is None:
+        return None
+    hint = "write a list of phrases of the prompt, e.g. words=['umbrella', 'red dress']"
+    if isinstance(words, str) or not isinstance(words, list | tuple) or not words:
+        raise OptionError(f"words={words!r}: {hint}")
+    for word in words:
+        if not isinstance(word, str) or not word.strip():
+            raise OptionError(f"words has {word!r}, which is no phrase: {hint}")
+    return tuple(dict.fromkeys(words))
 
 
 def _axis_sets(keep: object) -> tuple[tuple[str, ...], ...]:

@@ -16,26 +16,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wanviz.events import Event
-from wanviz.layout import ArraySpec
+from wanviz.grid import Grid
+from wanviz.layout import STDERR, ArraySpec
+from wanviz.words import EncodedPrompt
 
-WORK_BYTES = 16 * 2**20  # of one buffer of logits; queries are taken in chunks that fit
+WORK_BYTES = {"cpu": 16 * 2**20}  # of one buffer of logits: what fits a processor's cache …
+OTHER_WORK_BYTES = 128 * 2**20  # … and on accelerators, whose kernels are few and large
+SAMPLED_ROWS = 32  # query tokens of each frame, where frame attention is sampled
+
+Labels = dict[str, tuple[int, ...]]
+
+
+def work_bytes(device: str) -> int:
+    """How large one buffer of logits may be on a type of device."""
+    return WORK_BYTES.get(device, OTHER_WORK_BYTES)
 
 
 class RunningMean:
     """The mean of what events add to one kept array, over the axes that it does not keep."""
 
-    def __init__(self, spec: ArraySpec) -> None:
-        """An empty mean of the array that `spec` describes."""
+    def __init__(self, spec: ArraySpec, labels: Labels) -> None:
+        """An empty mean of the array that `spec` describes; `labels` are the watched layers and steps."""
         self.spec = spec
         self.per_head = "head" in spec.axes
         self._outer = tuple(axis for axis in spec.axes if axis != "head")
-        self._count = np.zeros(spec.shape[: len(self._outer)], dtype=np.float32)
+        self._place = {
+            axis: {label: place for place, label in enumerate(labels[axis])}
+            for axis in ("layer", "step")
+        }
+        self.counts = np.zeros(spec.shape[: len(self._outer)], dtype=np.float32)
         self._total: Tensor | None = None
 
     def index(self, event: Event) -> tuple[int, ...]:
         """Which part of the array an event belongs to."""
         where = {"layer": event.layer, "step": event.moment.step}
-        return tuple(where[axis] for axis in self._outer)
+        return tuple(self._place[axis][where[axis]] for axis in self._outer)
 
     def slot(self, event: Event) -> Tensor:
         """Where an event is to be added: [n ...] or, if heads are averaged, [...]."""
@@ -47,14 +62,14 @@ class RunningMean:
 
     def count(self, event: Event) -> None:
         """An event is complete in its slot."""
-        self._count[self.index(event)] += 1
+        self.counts[self.index(event)] += 1
 
     def finish(self) -> NDArray[np.float32]:
         """The mean; NaN where no event came."""
         if self._total is None:
             return np.full(self.spec.shape, np.nan, dtype=np.float32)
         total: NDArray[np.float32] = self._total.cpu().numpy()
-        count = self._count.reshape(self._count.shape + (1,) * (total.ndim - self._count.ndim))
+        count = self.counts.reshape(self.counts.shape + (1,) * (total.ndim - self.counts.ndim))
         with np.errstate(invalid="ignore"):  # 0 / 0 is "not computed"
             np.divide(total, count, out=total)
         return total
@@ -81,26 +96,32 @@ class WordMasses:
 
     kinds = ("cross_attn",)
 
-    def __init__(self, branch: str, tokens: int, specs: tuple[ArraySpec, ...]) -> None:
+    def __init__(
+        self, branch: str, prompt: EncodedPrompt, specs: tuple[ArraySpec, ...], labels: Labels
+    ) -> None:
         """Means for every kept axis set of one branch.
 
         Args:
             branch: "cond" or "uncond".
-            tokens: the prompt's own tokens; </s> is the key after them, then come the pads.
+            prompt: its tokens; </s> is the key after them, then come the pads.
             specs: the kept arrays of all reducers.
+            labels: the watched layers, steps and heads.
         """
         prefix = f"{branch}/words/"
-        self._used = tokens + 1
+        self._used = prompt.num_tokens + 1
+        self._kept = prompt.columns  # None keeps every token
+        self._heads = list(labels["head"])
         self.pads_equal = True  # whether every event's padding keys were one and the same
         self.pads = 0  # most padding keys that any event attended to; 0 where they are masked
-        self._means = [RunningMean(s) for s in specs if s.name.startswith(prefix)]
+        self._means = [RunningMean(s, labels) for s in specs if s.name.startswith(prefix)]
         self._by_head = any(m.per_head for m in self._means)
         self._by_mean = any(not m.per_head for m in self._means)
 
     def consume(self, event: Event) -> None:
         """softmax(q kᵀ / √d) over all keys, in chunks of queries."""
         assert event.q is not None and event.k is not None
-        q, k = event.q.float(), event.k.float()  # n l d, n p d
+        q, k = chosen_heads(event.q, self._heads), chosen_heads(event.k, self._heads).float()
+        heads, tokens, width = q.shape  # n l d, n p d
         pads = k.shape[1] - self._used
         if pads < 0:
             raise ValueError(
@@ -115,21 +136,31 @@ class WordMasses:
         )
         self.pads_equal &= once or pads < 2
         keys = k[:, : self._used + 1] if once else k
-        keys = keys * keys.shape[-1] ** -0.5
+        keys = keys * width**-0.5
         slots = [(m, m.slot(event).flatten(-3)) for m in self._means]  # … token l
-        for span in _chunks(q.shape[1], per_row=4 * q.shape[0] * keys.shape[1]):
-            logits = keys @ q[:, span].transpose(1, 2)  # n p l
+        for span in _chunks(tokens, 4 * heads * (keys.shape[1] + width), q.device):
+            logits = keys @ q[:, span].float().transpose(1, 2)  # n p l
             if once:
                 logits[:, self._used] += math.log(pads)
-            mass = logits.softmax(dim=1)
-            if not once and pads != 1:
-                padding = mass[:, self._used :].sum(dim=1, keepdim=True)
-                mass = torch.cat((mass[:, : self._used], padding), dim=1)
+            mass = self._columns(logits.softmax(dim=1), single_pad=once or pads == 1)
             mean = mass.mean(dim=0) if self._by_mean else mass
             for kept, slot in slots:
                 slot[..., span] += mass if kept.per_head else mean
         for kept, _ in slots:
             kept.count(event)
+
+    def _columns(self, mass: Tensor, single_pad: bool) -> Tensor:
+        """[n p l] over all keys -> [n, kept tokens, </s>, padding and (others) , l]."""
+        used = self._used
+        padding = mass[:, used:]
+        if not single_pad:
+            padding = padding.sum(dim=1, keepdim=True)
+        if self._kept is None:
+            return mass if single_pad else torch.cat((mass[:, :used], padding), dim=1)
+        kept = mass[:, list(self._kept)]
+        own = mass[:, : used - 1].sum(dim=1, keepdim=True)
+        others = own - kept.sum(dim=1, keepdim=True)
+        return torch.cat((kept, mass[:, used - 1 : used], padding, others.clamp_(min=0)), dim=1)
 
     def finish(self) -> dict[str, NDArray[np.float32]]:
         """[kept axes …, token and special, f, h, w]."""
@@ -141,22 +172,51 @@ class FrameMasses:
 
     kinds = ("temporal_attn", "self_attn")
 
-    def __init__(self, branch: str, specs: tuple[ArraySpec, ...]) -> None:
-        """Means for every kept axis set of one branch."""
-        prefix = f"{branch}/frames/"
-        self._means = [RunningMean(s) for s in specs if s.name.startswith(prefix)]
+    def __init__(
+        self, branch: str, specs: tuple[ArraySpec, ...], labels: Labels, sampled: bool = False
+    ) -> None:
+        """Means for every kept axis set of one branch; of all rows, or of some that are drawn."""
+        prefix, errors = f"{branch}/frames/", f"{branch}/{STDERR}/"
+        self._heads = list(labels["head"])
+        self._sampled = sampled
+        self._means = [RunningMean(s, labels) for s in specs if s.name.startswith(prefix)]
         self._looked = [np.zeros(m.spec.shape, dtype=bool) for m in self._means]
+        self._errors = [RunningMean(s, labels) for s in specs if s.name.startswith(errors)]
 
     def consume(self, event: Event) -> None:
         """Mean over the query frame's rows and columns, sum over the key frame's."""
+        if self._sampled:
+            self._sample(event)
+            return
         temporal = event.kind == "temporal_attn"
-        mass = _temporal_masses(event) if temporal else _full_masses(event)  # n f f
+        reduce = _temporal_masses if temporal else _full_masses
+        mass = reduce(event, self._heads)  # n f f
         mean = mass.mean(dim=0)
         window = _window(event.grid.frames, event.window)
         for kept, looked in zip(self._means, self._looked, strict=True):
             kept.slot(event).add_(mass if kept.per_head else mean)
             kept.count(event)
             looked[kept.index(event)] |= window
+
+    def _sample(self, event: Event) -> None:
+        """The same from some rows of each frame, with the variance of what was found."""
+        grid = event.grid
+        rows = sampled_rows(grid, event.layer, event.moment.step)  # f m
+        drawn = rows.shape[1]
+        mass = _row_masses(event, self._heads, rows.flatten())  # n (f m) f
+        mass = mass.unflatten(1, tuple(rows.shape))  # n f m f
+        left = 1 - drawn / grid.rows_and_columns  # what was not looked at, 0 for all rows
+        for heads in (mass, mass.mean(dim=0, keepdim=True)):
+            mean = heads.mean(dim=2)
+            spread = heads.var(dim=2) if drawn > 1 else torch.zeros_like(mean)
+            spread = spread * (left / drawn)
+            per_head = heads is mass
+            for kept, error, looked in zip(self._means, self._errors, self._looked, strict=True):
+                if kept.per_head == per_head:
+                    for array, value in ((kept, mean), (error, spread)):
+                        array.slot(event).add_(value if per_head else value[0])
+                        array.count(event)
+                    looked[kept.index(event)] = True
 
     def finish(self) -> dict[str, NDArray[np.float32]]:
         """[kept axes …, query frame, key frame]; NaN where no layer looks."""
@@ -165,6 +225,13 @@ class FrameMasses:
             array = kept.finish()
             array[~looked] = np.nan
             arrays[kept.spec.name] = array
+        for kept in self._errors:  # of the mean of `counts` independent draws
+            variance = kept.finish()
+            counts = kept.counts.reshape(
+                kept.counts.shape + (1,) * (variance.ndim - kept.counts.ndim)
+            )
+            with np.errstate(invalid="ignore", divide="ignore"):
+                arrays[kept.spec.name] = np.sqrt(variance / counts)
         return arrays
 
 
@@ -173,11 +240,11 @@ class RoutingCounts:
 
     kinds = ("expert_ids",)
 
-    def __init__(self, branch: str, specs: tuple[ArraySpec, ...]) -> None:
+    def __init__(self, branch: str, specs: tuple[ArraySpec, ...], labels: Labels) -> None:
         """Means of one branch."""
         by_name = {spec.name: spec for spec in specs}
-        self._load = RunningMean(by_name[f"{branch}/load"])
-        self._where = RunningMean(by_name[f"{branch}/where"])
+        self._load = RunningMean(by_name[f"{branch}/load"], labels)
+        self._where = RunningMean(by_name[f"{branch}/where"], labels)
 
     def consume(self, event: Event) -> None:
         """Count the experts of one layer."""
@@ -199,24 +266,81 @@ class RoutingCounts:
 AnyReducer = WordMasses | FrameMasses | RoutingCounts
 
 
-def make_reducers(branch: str, tokens: int, specs: tuple[ArraySpec, ...]) -> dict[str, AnyReducer]:
+def make_reducers(
+    branch: str,
+    prompt: EncodedPrompt,
+    specs: tuple[ArraySpec, ...],
+    labels: Labels,
+    sampled: bool,
+) -> dict[str, AnyReducer]:
     """The reducers that the kept arrays of one branch call for, by what they make."""
-    reducers: dict[str, AnyReducer] = {"words": WordMasses(branch, tokens, specs)}
+    reducers: dict[str, AnyReducer] = {"words": WordMasses(branch, prompt, specs, labels)}
     names = [spec.name for spec in specs]
     if any(name.startswith(f"{branch}/frames/") for name in names):
-        reducers["frames"] = FrameMasses(branch, specs)
+        reducers["frames"] = FrameMasses(branch, specs, labels, sampled)
     if f"{branch}/load" in names:
-        reducers["routing"] = RoutingCounts(branch, specs)
+        reducers["routing"] = RoutingCounts(branch, specs, labels)
     return reducers
 
 
-def work_rows(rows: int, per_row: int) -> int:
+def chosen_heads(x: Tensor, heads: list[int]) -> Tensor:
+    """[n l d] of some heads; all of them are not copied."""
+    return x if len(heads) == x.shape[0] else x[heads]
+
+
+def sampled_rows(grid: Grid, layer: int, step: int, count: int = SAMPLED_ROWS) -> Tensor:
+    """Which query tokens stand for their frame: one drawn from each of `count` equal stretches of it.
+
+    Layers and steps draw apart, the same for the same numbers; no global generator is touched. Stretches
+    of a frame differ, so that the error that is computed as if all rows had been drawn freely is rather too
+    large than too small (Cochran, Sampling Techniques, section 5.6).
+
+    Args:
+        grid: of the video tokens.
+        layer: number of the layer.
+        step: number of the denoising step.
+        count: rows of each frame; all where a frame has no more.
+
+    Returns:
+        int64 `[f, m]` indices of tokens, on the CPU.
+    """
+    places = grid.rows_and_columns
+    starts = torch.arange(grid.frames)[:, None] * places
+    if places <= count:
+        return starts + torch.arange(places)
+    generator = torch.Generator().manual_seed(1_000_003 * layer + step)
+    edges = torch.linspace(0, places, count + 1, dtype=torch.float64).round().long()
+    drawn = torch.rand((grid.frames, count), generator=generator, dtype=torch.float64)
+    return starts + edges[:-1] + (drawn * edges.diff()).long()
+
+
+def turned(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Apply rotary positions as the model does, rounded to its dtype: pairs are neighbouring features.
+
+    Args:
+        x: `[… l d]`.
+        rotary: cosines and sines, each `[l, d/2]`; None leaves x as it is.
+
+    Returns:
+        The same shape and dtype.
+    """
+    if rotary is None:
+        return x
+    cos, sin = rotary
+    even, odd = x[..., 0::2], x[..., 1::2]
+    out = torch.empty_like(x)
+    out[..., 0::2] = even * cos - odd * sin
+    out[..., 1::2] = even * sin + odd * cos
+    return out
+
+
+def work_rows(rows: int, per_row: int, device: str = "cpu") -> int:
     """How many rows of `per_row` bytes are taken at a time."""
-    return max(1, min(rows, WORK_BYTES // max(1, per_row)))
+    return max(1, min(rows, work_bytes(device) // max(1, per_row)))
 
 
-def _chunks(rows: int, per_row: int) -> Iterator[slice]:
-    size = work_rows(rows, per_row)
+def _chunks(rows: int, per_row: int, device: torch.device) -> Iterator[slice]:
+    size = work_rows(rows, per_row, device.type)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
@@ -226,17 +350,18 @@ def _window(frames: int, radius: int | None) -> NDArray[np.bool_]:
     return distance <= (frames if radius is None else radius)
 
 
-def _temporal_masses(event: Event) -> Tensor:
+def _temporal_masses(event: Event, chosen: list[int]) -> Tensor:
     """[n f f] of attention that stays at one row and column."""
     assert event.q is not None and event.k is not None
     frames, places = event.grid.frames, event.grid.rows_and_columns
-    heads, _, width = event.q.shape
+    both = [chosen_heads(turned(x, event.rotary), chosen) for x in (event.q, event.k)]
+    heads, _, width = both[0].shape
     q, k = (  # n (h w) f d
-        x.float().reshape(heads, frames, places, width).transpose(1, 2) for x in (event.q, event.k)
+        x.float().reshape(heads, frames, places, width).transpose(1, 2) for x in both
     )
     total = torch.zeros(heads, frames, frames, device=q.device)
     outside = torch.from_numpy(~_window(frames, event.window)).to(q.device)[..., None]
-    for span in _chunks(places, per_row=4 * heads * frames * frames):
+    for span in _chunks(places, 4 * heads * frames * frames, q.device):
         logits = torch.bmm(
             (q[:, span] * width**-0.5).reshape(-1, frames, width),
             k[:, span].reshape(-1, frames, width).transpose(1, 2),
@@ -248,16 +373,39 @@ def _temporal_masses(event: Event) -> Tensor:
     return total / places
 
 
-def _full_masses(event: Event) -> Tensor:
+def _full_masses(event: Event, chosen: list[int]) -> Tensor:
     """[n f f] of attention from every token to every token."""
+    frames, places = event.grid.frames, event.grid.rows_and_columns
+    frame_of = torch.arange(event.grid.tokens) // places
+    total: list[Tensor] = []
+    for head in chosen:
+        sums = torch.zeros(frames, frames)
+        for span, mass in _head_masses(event, head, torch.arange(event.grid.tokens)):
+            sums = sums.to(mass.device).index_add_(0, frame_of[span].to(mass.device), mass)
+        total.append(sums)
+    return torch.stack(total) / places
+
+
+def _row_masses(event: Event, chosen: list[int], rows: Tensor) -> Tensor:
+    """[n r f] of attention from some tokens to every token."""
+    found = []
+    for head in chosen:
+        found.append(torch.cat([mass for _, mass in _head_masses(event, head, rows)]))
+    return torch.stack(found)
+
+
+def _head_masses(event: Event, head: int, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Chunk by chunk of some query tokens: the mass [r f] that one head lays on each frame.
+
+    One head at a time, so that what it takes beside the model's own tensors stays small.
+    """
     assert event.q is not None and event.k is not None
     frames, places = event.grid.frames, event.grid.rows_and_columns
-    heads, tokens, width = event.q.shape
-    q, k = event.q.float(), event.k.float().transpose(1, 2)  # n l d, n d l
-    frame_of = torch.arange(tokens, device=q.device) // places
-    total = torch.zeros(heads, frames, frames, device=q.device)
-    for span in _chunks(tokens, per_row=4 * heads * tokens):
-        mass = ((q[:, span] * width**-0.5) @ k).softmax(dim=-1)  # n l l
-        by_frame = mass.unflatten(-1, (frames, places)).sum(dim=-1)  # n l f
-        total.index_add_(1, frame_of[span], by_frame)
-    return total / places
+    rows = rows.to(event.q.device)
+    keys = turned(event.k[head], event.rotary).float().T  # d l
+    for span in _chunks(len(rows), 4 * event.grid.tokens, event.q.device):
+        here = rows[span]
+        rotary = None if event.rotary is None else (event.rotary[0][here], event.rotary[1][here])
+        q = turned(event.q[head, here], rotary).float() * keys.shape[0] ** -0.5
+        mass = (q @ keys).softmax(dim=-1)  # r l
+        yield span, mass.unflatten(-1, (frames, places)).sum(dim=-1)

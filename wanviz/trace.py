@@ -19,12 +19,14 @@ from wanviz.contents import (
     kept_array,
     mean_frames,
     mean_over,
+    mean_stderr,
     places,
     raise_if_failed,
+    steps_watched,
 )
 from wanviz.errors import CaptureError, KeepError, TraceFileError
 from wanviz.grid import pixel_frame_label
-from wanviz.layout import SPECIAL
+from wanviz.layout import STDERR, special_columns
 from wanviz.trace_file import read_trace, write_trace
 from wanviz.words import Token, Word, phrase_spans, token_weights
 
@@ -58,7 +60,8 @@ class Masses:
         array = mean_over(array[(slice(None),) * at + (part,)], kept, asked)
         columns: dict[str, Any]
         if self._special:
-            name, columns = "kind", {"kind": list(SPECIAL)}
+            encoded = self._contents.prompts[self._branch]
+            name, columns = "kind", {"kind": list(special_columns(encoded))}
         else:
             texts = [token.text for token in self._contents.prompts[self._branch].tokens]
             name = "token"
@@ -110,7 +113,8 @@ class BranchTrace:
         """See `Trace.word_map`."""
         spans = phrase_spans(self._encoded, phrase, occurrence)
         weights = token_weights(self._encoded, spans)
-        chosen = chosen_places(self._contents, layer=layer, head=head, step=step)
+        asked = {"layer": layer, "head": head, "step": step}
+        chosen = chosen_places(self._contents, **asked)
         array, kept = kept_array(self._contents, self.name, "words", tuple(chosen))
         array = array[tuple(chosen.get(axis, slice(None)) for axis in kept)]
         rest = tuple(axis for axis in kept if axis not in chosen)
@@ -123,27 +127,42 @@ class BranchTrace:
             dims=("frame", "row", "column"),
             coords=places(self._contents),
             name="mass",
-            attrs={**attrs(self.name), "phrase": text, **chosen},
+            attrs={
+                **attrs(self.name),
+                "phrase": text,
+                **{axis: index for axis, index in asked.items() if index is not None},
+            },
         )
 
     def frame_attention(
         self, *, layer: int | None = None, head: int | None = None, step: int | None = None
     ) -> xr.Dataset:
         """See `Trace.frame_attention`."""
-        chosen = chosen_places(self._contents, layer=layer, head=head, step=step)
+        asked = {"layer": layer, "head": head, "step": step}
+        chosen = chosen_places(self._contents, **asked)
         array, kept = kept_array(self._contents, self.name, "frames", tuple(chosen))
-        array = array[tuple(chosen.get(axis, slice(None)) for axis in kept)]
+        place = tuple(chosen.get(axis, slice(None)) for axis in kept)
+        dims = ("query_frame", "key_frame")
+        found = {"mass": (dims, mean_frames(array[place]))}
+        if self._contents.record["frames"] == "sampled":
+            errors, _ = kept_array(self._contents, self.name, STDERR, tuple(chosen))
+            rest = tuple(axis for axis in kept if axis not in chosen)
+            found["stderr"] = (dims, mean_stderr(errors[place], rest))
         frames = np.arange(self._contents.grid.frames)
         labels = [pixel_frame_label(int(i)) for i in frames]
         return xr.Dataset(
-            {"mass": (("query_frame", "key_frame"), mean_frames(array))},
+            found,
             coords={
                 "query_frame": frames,
                 "key_frame": frames,
                 "query_pixel_frames": ("query_frame", labels),
                 "key_pixel_frames": ("key_frame", labels),
             },
-            attrs={"branch": self.name, "method": self._contents.record["frames"], **chosen},
+            attrs={
+                "branch": self.name,
+                "method": self._contents.record["frames"],
+                **{axis: index for axis, index in asked.items() if index is not None},
+            },
         )
 
     @property
@@ -181,11 +200,19 @@ class Trace:
     def __init__(self, contents: Contents | None = None) -> None:
         """A trace of these contents, or one that a running capture will fill."""
         self._contents = contents
+        self._videos: tuple[Trace, ...] = ()  # where several were made at once
         self._empty = "this trace is still being captured: read it after the `with` block"
 
-    def fill(self, contents: Contents) -> None:
-        """Give a running capture's trace its contents."""
-        self._contents = contents
+    def fill(self, *contents: Contents) -> None:
+        """Give a running capture's trace its contents, one for each video that was made at once."""
+        if len(contents) == 1:
+            (self._contents,) = contents
+        else:
+            self._videos = tuple(Trace(one) for one in contents)
+            self._empty = (
+                f"this call made {len(contents)} videos at once, each with a trace of its own: take "
+                f"trace.videos[0] to trace.videos[{len(contents) - 1}]"
+            )
 
     def leave_empty(self, why: str) -> None:
         """Say why a capture's trace has no contents."""
@@ -204,6 +231,14 @@ class Trace:
         """What a notebook shows; the views lie above a trace, so they are looked up by name."""
         made: dict[str, Any] = import_module("wanviz.show").mimebundle(self, include, exclude)
         return made
+
+    @property
+    def videos(self) -> tuple[Trace, ...]:
+        """One trace for each video that the call made at once: usually this one alone."""
+        if not self._videos:
+            _ = self.contents  # says why there is nothing
+            return (self,)
+        return self._videos
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -317,7 +352,7 @@ class Trace:
             branch: "cond" or "uncond"; None is the first captured.
 
         Returns:
-            mass float32 over (query_frame, key_frame).
+            mass float32 over (query_frame, key_frame); where rows were sampled, also their stderr.
 
         Raises:
             KeepError: frames or the axes asked for were not kept.
@@ -350,8 +385,9 @@ class Trace:
         """Sizes, what was kept, and where the clearest words peak."""
         if self._contents is None:
             return f"Trace: empty ({self._empty})"
-        contents, sizes = self._contents, self._contents.sizes
-        ran = len(contents.record["steps"])
+        contents = self._contents
+        sizes = {axis: len(labels) for axis, labels in contents.labels.items()}
+        ran = steps_watched(contents)
         steps = str(sizes["step"]) if ran == sizes["step"] else f"{ran} of {sizes['step']}"
         parts = [
             f"Trace: {len(self.words)} words",

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from wanviz.errors import TraceFileError
 from wanviz.files import write_whole
 
-FORMAT = 1
+FORMAT = 2
 Arrays = dict[str, NDArray[Any]]
 
 

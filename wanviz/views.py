@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from einops import rearrange
 
+from wanviz.contents import steps_watched
 from wanviz.errors import KeepError
 from wanviz.grid import pixel_frames as pixel_frames_of
 from wanviz.layout import NO_PADDING, SPECIAL
@@ -94,9 +95,11 @@ def word_maps(trace: Trace) -> WordMaps:
     for row, word in enumerate(words):
         for column, layer in enumerate(choices):
             maps[row, column] = trace.word_map(word, layer=layer).values
-    kinds = SPECIAL[:1] if trace.record.get("padding_keys") == NO_PADDING else SPECIAL
     behind = rearrange(np.asarray(special, np.float32), "layer kind f h w -> kind layer f h w")
-    return WordMaps(words, maps, kinds, behind[: len(kinds)], layers)
+    every = tuple(str(kind) for kind in mean.kind.values)
+    padded = trace.record.get("padding_keys") != NO_PADDING
+    shown = [row for row, kind in enumerate(every) if padded or kind != "padding"]
+    return WordMaps(words, maps, tuple(every[row] for row in shown), behind[shown], layers)
 
 
 def pixel_frames(trace: Trace) -> list[range]:
@@ -106,7 +109,7 @@ def pixel_frames(trace: Trace) -> list[range]:
 
 def steps_that_ran(trace: Trace) -> str:
     """'2 of 20 steps' where a run was stopped on its way, '' where it is whole."""
-    ran, asked = len(trace.record["steps"]), trace.contents.sizes["step"]
+    ran, asked = steps_watched(trace.contents), len(trace.contents.labels["step"])
     return f"{ran} of {asked} steps" if ran < asked else ""
 
 

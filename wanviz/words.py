@@ -13,7 +13,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from wanviz.errors import PhraseError
@@ -50,6 +50,13 @@ class EncodedPrompt:
     text: str
     tokens: tuple[Token, ...]  # the prompt's own; </s> and padding follow them
     truncated_at: int | None = None  # first character that the model never saw
+    omitted: tuple[Token, ...] = ()  # tokens that a capture was not asked to keep
+    columns: tuple[int, ...] | None = None  # which keys `tokens` are; None where nothing is omitted
+
+    @property
+    def num_tokens(self) -> int:
+        """The prompt's own tokens, with those that were not kept."""
+        return len(self.tokens) + len(self.omitted)
 
 
 def encoded_prompt(
@@ -74,13 +81,46 @@ def encoded_prompt(
     return EncodedPrompt(text=text, tokens=tuple(tokens), truncated_at=truncated_at)
 
 
+def only_words(
+    encoded: EncodedPrompt, phrases: tuple[str, ...], absent: Literal["error", "ignore"] = "error"
+) -> EncodedPrompt:
+    """The same prompt, of which only the tokens of some phrases are to be kept.
+
+    Args:
+        encoded: the prompt.
+        phrases: characters of the prompt; all places where one occurs are kept.
+        absent: what to do about a phrase that does not occur.
+
+    Returns:
+        The prompt with its other tokens in `omitted`.
+
+    Raises:
+        PhraseError: a phrase is absent, or was cut off.
+    """
+    kept: set[int] = set()
+    for phrase in phrases:
+        if absent == "error" or find_phrase(encoded, phrase.strip()):
+            spans = phrase_spans(encoded, phrase, "all")
+            kept.update(index for index, _ in token_weights(encoded, spans))
+    columns = tuple(sorted(kept))
+    return replace(
+        encoded,
+        tokens=tuple(encoded.tokens[i] for i in columns),
+        omitted=tuple(token for i, token in enumerate(encoded.tokens) if i not in kept),
+        columns=columns,
+    )
+
+
 def split_words(encoded: EncodedPrompt) -> tuple[Word, ...]:
-    """The words of a prompt that the model saw, in their order."""
+    """The words of a prompt that the model saw and that were kept, in their order."""
     words = []
+    gone = {char for token in encoded.omitted for char in range(*token.span)}
     for start, stop in _word_spans(encoded.text):
         if encoded.truncated_at is not None and stop > encoded.truncated_at:
             break
         chars = set(range(start, stop))
+        if chars & gone:
+            continue
         touched = tuple(i for i, t in enumerate(encoded.tokens) if chars & set(range(*t.span)))
         words.append(Word(text=encoded.text[start:stop], span=(start, stop), tokens=touched))
     return tuple(words)
@@ -239,13 +279,18 @@ def token_weights(
 ) -> tuple[tuple[int, float], ...]:
     """The tokens of some spans: (index, fraction of the token's characters inside)."""
     inside = {char for span in spans for char in range(*span)}
+    shown = ", ".join(repr(encoded.text[slice(*span)]) for span in spans)
+    if any(inside & set(range(*token.span)) for token in encoded.omitted):
+        kept = ", ".join(repr(token.text) for token in encoded.tokens)
+        raise PhraseError(
+            f"{shown} was not kept: this capture was asked for the tokens {kept} alone; name it in words=[…]"
+        )
     weights = []
     for index, token in enumerate(encoded.tokens):
         chars = range(*token.span)
         if shared := sum(char in inside for char in chars):
             weights.append((index, shared / len(chars)))
     if not weights:
-        shown = ", ".join(repr(encoded.text[slice(*span)]) for span in spans)
         raise PhraseError(
             f"no token of the prompt stands for {shown}; the tokens are "
             + ", ".join(repr(token.text) for token in encoded.tokens[:24])

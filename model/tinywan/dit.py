@@ -303,9 +303,7 @@ class DiT(nn.Module):
             x = x + self.position_embedding(places)
         context = prompt_embeds if isinstance(prompt_embeds, Context) else self.read(prompt_embeds)
         waves = sinusoids(timestep, self.config.freq_dim)
-        precise = self.time_embedder[
-            0
-        ].weight.dtype  # of Wan's weights float32, whatever the rest is
+        precise = next(self.time_embedder.parameters())  # Wan\'s are float32, whatever the rest is
         embed = self.time_embed(self.time_embedder(waves.to(precise)).to(x.dtype))  # b c
         time = self.time_proj(embed).float().unflatten(1, (-1, self.config.dim))
         rotary = {

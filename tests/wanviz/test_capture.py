@@ -145,7 +145,7 @@ def test_padding_keys_that_differ_are_computed_one_by_one(pipe, generate):
 def test_large_layers_are_reduced_in_chunks_with_the_same_result(pipe, generate, monkeypatch):
     with wanviz.capture(pipe) as whole:
         generate()
-    monkeypatch.setattr("wanviz.reducers.WORK_BYTES", 1000)
+    monkeypatch.setattr("wanviz.reducers.WORK_BYTES", {"cpu": 1000})
     with wanviz.capture(pipe) as chunked:
         generate()
     np.testing.assert_allclose(
@@ -348,7 +348,7 @@ def test_a_block_without_a_generation_is_an_error(pipe):
 
 def test_two_generations_in_one_block_are_an_error_and_the_first_is_kept(pipe, generate):
     with (
-        pytest.raises(wanviz.CaptureError, match="one capture holds one video"),
+        pytest.raises(wanviz.CaptureError, match="one capture holds one call"),
         wanviz.capture(pipe) as trace,
     ):
         first = generate(seed=1)
@@ -357,9 +357,105 @@ def test_two_generations_in_one_block_are_an_error_and_the_first_is_kept(pipe, g
     assert np.array_equal(trace.frames, np.rint(first[0] * 255).astype(np.uint8))
 
 
-def test_several_prompts_in_one_call_are_an_error(pipe, generate):
-    with pytest.raises(wanviz.CaptureError, match="2 videos"), wanviz.capture(pipe):
+def test_each_of_several_videos_has_a_trace_of_its_own(pipe, generate):
+    options = {"keep": EVERY_AXIS, "branches": ("cond", "uncond")}
+    with wanviz.capture(pipe, **options) as both:
+        frames = generate([PROMPT, ENGLISH])
+    assert [video.prompt for video in both.videos] == [PROMPT, ENGLISH]
+    for number, prompt in enumerate((PROMPT, ENGLISH)):
+        with wanviz.capture(pipe, **options) as alone:
+            # the same noise: the second prompt of a call is drawn with the second noise of its seed
+            generate([prompt] * 2)
+        for branch in ("cond", "uncond"):
+            np.testing.assert_allclose(
+                both.videos[number].branch(branch).maps["layer", "head", "step"].values,
+                alone.videos[number].branch(branch).maps["layer", "head", "step"].values,
+                atol=1e-5,
+            )
+        video = both.videos[number].frames
+        assert np.array_equal(video, np.rint(frames[number] * 255).astype(np.uint8))
+
+
+def test_a_trace_of_several_videos_says_where_they_are(pipe, generate):
+    with wanviz.capture(pipe) as both:
         generate([PROMPT, ENGLISH])
+    with pytest.raises(wanviz.CaptureError, match=r"take trace\.videos\[0\] to trace\.videos\[1\]"):
+        both.word_map("旗袍")
+    assert "2 videos" in repr(both)
+
+
+def test_the_budget_counts_all_videos_of_a_call(pipe, generate):
+    one = wanviz.plan(pipe, PROMPT, height=32, width=48, num_frames=9, num_inference_steps=4).nbytes
+    with pytest.raises(wanviz.BudgetError), wanviz.capture(pipe, budget=one + 1000):
+        generate([PROMPT, PROMPT])
+    with wanviz.capture(pipe, budget=2 * one):
+        generate([PROMPT, PROMPT])
+
+
+def test_one_video_is_its_own_list(trace):
+    assert trace.videos == (trace,)
+
+
+def test_selected_layers_steps_and_heads_are_those_of_a_whole_capture(pipe, generate):
+    with wanviz.capture(pipe, keep=EVERY_AXIS) as whole:
+        generate()
+    with wanviz.capture(
+        pipe, keep=EVERY_AXIS, select={"layer": [1], "step": range(0, 4, 3), "head": [1]}
+    ) as part:
+        generate()
+    maps = part.maps["layer", "head", "step"]
+    assert (list(maps.layer.values), list(maps.step.values)) == ([1], [0, 3])
+    expected = whole.maps["layer", "head", "step"].sel(layer=[1], step=[0, 3], head=[1])
+    np.testing.assert_allclose(maps.values, expected.values, atol=1e-7)
+    np.testing.assert_array_equal(maps.sigma.values, expected.sigma.values)
+    np.testing.assert_allclose(
+        part.word_map("旗袍", layer=1, step=3, head=1),
+        whole.word_map("旗袍", layer=1, step=3, head=1),
+        atol=1e-7,
+    )
+    frames = part.frame_attention(layer=1, step=3, head=1).mass
+    np.testing.assert_allclose(
+        frames, whole.frame_attention(layer=1, step=3, head=1).mass, atol=1e-7
+    )
+    assert part.routing["load"].sizes["step"] == 2
+    assert part.nbytes < whole.nbytes
+    with pytest.raises(wanviz.OptionError, match="this trace has layer 1"):
+        part.word_map("旗袍", layer=0)
+
+
+def test_what_is_selected_must_exist(pipe, generate):
+    with (
+        pytest.raises(wanviz.OptionError, match="layer 9: this generation has layer 0 to 1"),
+        wanviz.capture(pipe, select={"layer": [0, 9]}),
+    ):
+        generate()
+
+
+@pytest.mark.parametrize("keep", [[()], EVERY_AXIS])
+def test_kept_words_are_those_of_a_whole_capture_and_the_rest_stands_together(pipe, generate, keep):
+    with wanviz.capture(pipe, keep=keep) as whole:
+        generate()
+    with wanviz.capture(pipe, keep=keep, words=["旗袍", "雨"]) as part:
+        generate()
+    assert [word.text for word in part.words] == ["旗袍", "雨"]
+    for phrase in ("旗袍", "雨"):
+        np.testing.assert_allclose(part.word_map(phrase), whole.word_map(phrase), atol=1e-7)
+    assert list(part.special[()].kind.values) == ["end_of_text", "padding", "other_words"]
+    total = part.maps[()].sum("token") + part.special[()].sum("kind")
+    np.testing.assert_allclose(total.values, 1.0, atol=1e-5)
+    with pytest.raises(wanviz.PhraseError, match=r"'红色' was not kept.*words="):
+        part.word_map("红色")
+
+
+def test_kept_words_survive_a_file(pipe, generate, tmp_path):
+    with wanviz.capture(pipe, words=["旗袍"], select={"layer": [1]}) as trace:
+        generate()
+    trace.save(tmp_path / "some.trace")
+    again = wanviz.Trace.load(tmp_path / "some.trace")
+    np.testing.assert_array_equal(again.word_map("旗袍", layer=1), trace.word_map("旗袍", layer=1))
+    assert again.words == trace.words
+    with pytest.raises(wanviz.PhraseError, match="was not kept"):
+        again.word_map("女子")
 
 
 def test_the_unconditional_branch_without_guidance_is_an_error(pipe, generate):
@@ -379,6 +475,14 @@ def test_another_prompt_than_the_pipelines_is_an_error(pipe, generate):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"select": {"frame": [1]}}, "use layer, step, head"),
+        ({"select": [1]}, "not a dict"),
+        ({"select": {"layer": 3}}, "no list of numbers"),
+        ({"select": {"layer": [-1]}}, "whole numbers from 0"),
+        ({"select": {"layer": [1, 1]}}, "none twice"),
+        ({"words": "旗袍"}, "list of phrases"),
+        ({"words": [""]}, "no phrase"),
+        ({"prompt": 3}, "give a str"),
         ({"keep": "layer"}, "list of tuples"),
         ({"keep": ["layer"]}, "not a tuple of axes"),
         ({"keep": [("layer", "layers")]}, "layer, step, head"),

@@ -63,7 +63,9 @@ def test_over_budget_is_refused_before_the_first_block_runs(pipe, generate):
     block = pipe.transformer.blocks[0]
     handle = block.register_forward_pre_hook(lambda m, i: ran.append("block"))
     with (
-        pytest.raises(wanviz.BudgetError, match=r"keep=\[.*needs .* KiB, or raise") as error,
+        pytest.raises(
+            wanviz.BudgetError, match=r"keep=\[.*needs .* KiB; or keep a few words"
+        ) as error,
         wanviz.capture(pipe, budget=need - 1) as trace,
     ):
         generate()

@@ -8,6 +8,7 @@ from wanviz.words import (
     EncodedPrompt,
     Token,
     encoded_prompt,
+    only_words,
     phrase_spans,
     split_words,
     token_weights,
@@ -197,3 +198,21 @@ def test_accents_and_vowel_signs_stay_with_their_letters(text, words):
 
 def test_a_letter_is_not_found_without_its_vowel_sign():
     assert phrase_spans(by_character("नी न"), "न", None) == ((3, 4),)
+
+
+def test_of_some_kept_tokens_only_whole_words_remain():
+    letters = by_character("女子撑伞")
+    kept = only_words(letters, ("女", "伞"))
+    assert [token.text for token in kept.tokens] == ["女", "伞"]
+    assert (kept.columns, kept.num_tokens) == ((0, 3), 4)
+    assert [word.text for word in split_words(kept)] == ["伞"]
+    assert token_weights(kept, ((3, 4),)) == ((1, 1.0),)
+    with pytest.raises(wanviz.PhraseError, match="'女子' was not kept"):
+        token_weights(kept, ((0, 2),))  # half of it is there, and half a map would be a wrong one
+
+
+def test_a_kept_phrase_must_occur_unless_it_may_be_absent():
+    letters = by_character("女子撑伞")
+    with pytest.raises(wanviz.PhraseError, match="'旗袍' is not in the prompt"):
+        only_words(letters, ("旗袍",))
+    assert only_words(letters, ("旗袍", "伞"), "ignore").columns == (3,)

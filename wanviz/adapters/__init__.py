@@ -16,7 +16,10 @@ from wanviz.hooks import HookSet
 from wanviz.layout import Anatomy
 from wanviz.words import EncodedPrompt
 
-_MODULES = {"tinywan": "wanviz.adapters.tinywan"}  # package of the pipeline's class -> adapter
+_MODULES = {  # package of the pipeline's class -> adapter
+    "tinywan": "wanviz.adapters.tinywan",
+    "diffusers": "wanviz.adapters.diffusers_wan",
+}
 
 
 class Sink(Protocol):
@@ -28,8 +31,8 @@ class Sink(Protocol):
     def consume(self, event: Event) -> None:
         """One layer did something; never raises."""
 
-    def video(self, frames: Any) -> None:
-        """The decoded video, float [F, H, W, 3] in [0, 1]; never raises."""
+    def video(self, frames: Any, number: int = 0) -> None:
+        """A decoded video, F frames of float [H, W, 3] in [0, 1]; never raises."""
 
 
 class Adapter(Protocol):
@@ -81,7 +84,7 @@ def adapter_for(pipe: Any) -> Adapter:
             return make(pipe)
     raise OptionError(
         f"wanviz cannot watch a {type(pipe).__module__}.{type(pipe).__qualname__}: "
-        "give a tinywan.TextToVideoPipeline"
+        "give a tinywan.TextToVideoPipeline, or a WanPipeline of diffusers"
     )
 
 

@@ -59,7 +59,7 @@ class TinywanAdapter:
         self._running: tinywan.GenerationRequest | None = None  # the request told last
         self._call: tinywan.DenoiserCall | None = None  # the denoiser call told last
         self._request: Request | None = None
-        self._counted: tuple[str, int] | None = None  # the prompt counted last, and its keys
+        self._counted: dict[str, int] = {}  # prompt -> its keys
 
     def hook_names(self) -> tuple[str, ...]:
         """The pipeline's taps, then the denoiser's, without the name of the noise expert."""
@@ -75,9 +75,15 @@ class TinywanAdapter:
             return None
         if self._request is None or running is not self._running:
             self._running = running
+            scales = (running.guidance_scale, running.guidance_scale_2)
             self._request = Request(
-                prompts={"cond": running.prompts[0], "uncond": running.negative_prompts[0]},
-                num_videos=len(running.prompts),
+                prompts=tuple(
+                    {"cond": prompt, "uncond": negative}
+                    for prompt, negative in zip(
+                        running.prompts, running.negative_prompts, strict=True
+                    )
+                ),
+                branches=("cond", "uncond") if max(scales) > 1 else ("cond",),
                 height=running.height,
                 width=running.width,
                 num_frames=running.num_frames,
@@ -86,7 +92,7 @@ class TinywanAdapter:
                     "guidance_scale": running.guidance_scale,
                     "guidance_scale_2": running.guidance_scale_2,
                 },
-                seed=running.seed,
+                seeds=(running.seed,) * len(running.prompts),
             )
         return self._request
 
@@ -102,8 +108,8 @@ class TinywanAdapter:
         """A generation with the model's own defaults."""
         config = self._pipe.config
         return Request(
-            prompts={"cond": prompt, "uncond": negative_prompt},
-            num_videos=1,
+            prompts=({"cond": prompt, "uncond": negative_prompt},),
+            branches=("cond", "uncond"),
             height=config.height if height is None else height,
             width=config.width if width is None else width,
             num_frames=config.num_frames if num_frames is None else num_frames,
@@ -111,7 +117,7 @@ class TinywanAdapter:
                 config.num_inference_steps if num_inference_steps is None else num_inference_steps
             ),
             guidance={"guidance_scale": 4.0},  # on, as by default: two branches work
-            seed=None,
+            seeds=(None,),
         )
 
     def grid(self, request: Request) -> Grid:
@@ -155,6 +161,7 @@ class TinywanAdapter:
             token_experts=config.num_experts,
             topk=config.top_k if config.num_experts else 0,
             forward_flops=int(2 * grid.tokens * weights + attention),
+            device=self._pipe.device.type,
         )
 
     def encode(self, prompt: str) -> EncodedPrompt:
@@ -164,17 +171,18 @@ class TinywanAdapter:
             found = self._pipe.tokenizer.encode(prompt)
         return encoded_prompt(prompt, found.offsets[:-1], found.truncated_at)  # </s> is last
 
-    def attended(self, request: Request, branch: str) -> int | None:
+    def attended(self, request: Request, branch: str, video: int) -> int | None:
         """How many keys of a prompt cross-attention sees, </s> included; None where it sees all.
 
         tinywan's own sizes mask the padding; where it is attended, as in Wan, all keys count.
         """
         if not self._pipe.transformer.config.mask_padding:
             return None
-        prompt = request.prompts[branch]
-        if self._counted is None or self._counted[0] != prompt:
-            self._counted = prompt, len(self.encode(prompt).tokens) + 1
-        return self._counted[1]
+        prompt = request.prompts[video][branch]
+        assert prompt is not None
+        if prompt not in self._counted:
+            self._counted[prompt] = len(self.encode(prompt).tokens) + 1
+        return self._counted[prompt]
 
     def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...]) -> None:
         """Look at the queries and keys of every block, at its expert ids, and at the video."""
@@ -190,7 +198,12 @@ class TinywanAdapter:
                         hooks.after(attention.k, partial(pair, "k"))
                 if hasattr(block, "moe"):
                     hooks.after(block.moe.expert_ids, partial(reader.routing, layer))
-        hooks.after(self._pipe.taps["frames"], lambda frames: sink.video(frames[0]))
+
+        def decoded(frames: Tensor) -> None:
+            for number, video in enumerate(frames):
+                sink.video(video, number)
+
+        hooks.after(self._pipe.taps["frames"], decoded)
 
     def provenance(self) -> dict[str, Any]:
         """What made the video."""
@@ -234,7 +247,8 @@ class _Reader:
         self._moment: Moment | None = None
         self._waiting: dict[tuple[str, int], dict[str, Tensor]] = {}
         self._grid: Grid | None = None
-        self._attended: dict[str, int | None] = {}  # branch -> keys of the prompt; None is all
+        self._videos = 1
+        self._attended: dict[tuple[str, int], int | None] = {}  # branch, video -> keys; None is all
 
     def begin(self) -> None:
         """A forward starts; one that no pipeline called is none of ours."""
@@ -245,7 +259,12 @@ class _Reader:
             self._moment = None
             return
         self._grid = self._adapter.grid(request)
-        self._attended = {name: self._adapter.attended(request, name) for name in self._branches}
+        self._videos = len(request.prompts)
+        self._attended = {
+            (name, video): self._adapter.attended(request, name, video)
+            for name in self._branches
+            for video in range(self._videos)
+        }
         self._sink.begin(self._moment)
 
     def pair(self, kind: Kind, layer: int, attention: Any, name: str, tensor: Tensor) -> None:
@@ -269,17 +288,21 @@ class _Reader:
         assert moment is not None and grid is not None
         for branch in self._branches:
             if branch in moment.branches:
-                row = moment.branches.index(branch)  # one video: one row of the batch per branch
-                seen = {name: tensor[row] for name, tensor in tensors.items()}
-                if kind == "cross_attn":
-                    seen["k"] = seen["k"][:, : self._attended[branch]]
-                event = Event(
-                    kind=kind,
-                    layer=layer,
-                    moment=moment,
-                    branch=branch,
-                    grid=grid,
-                    window=window,
-                    **seen,
-                )
-                self._sink.consume(event)
+                first = moment.branches.index(branch) * self._videos  # a branch's rows lie together
+                for video in range(self._videos):
+                    seen = {name: tensor[first + video] for name, tensor in tensors.items()}
+                    if kind == "cross_attn":
+                        seen["k"] = seen["k"][:, : self._attended[branch, video]]
+                    event = Event(
+                        kind=kind,
+                        layer=layer,
+                        moment=moment,
+                        branch=branch,
+                        grid=grid,
+                        video=video,
+                        window=window,
+                        q=seen.get("q"),
+                        k=seen.get("k"),
+                        expert_ids=seen.get("expert_ids"),
+                    )
+                    self._sink.consume(event)

@@ -1,0 +1,252 @@
+"""Capture beside everything that people do to a Wan pipeline: it changes no bit, and it tells what ran."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import wanviz
+from tests.wanviz import real_wan as real
+from tests.wanviz.test_diffusers_wan import fingerprint
+
+pytest.importorskip("transformers", reason="diffusers' WanPipeline needs it for its text encoder")
+pytest.importorskip("peft", reason="LoRA in diffusers needs it")
+
+Prepare = Callable[[Any], Any]
+
+
+def fused(model: Any) -> None:
+    model.fuse_qkv_projections()
+
+
+def other_backend(model: Any) -> None:
+    model.set_attention_backend("_native_math")
+
+
+def group_offload(model: Any, kind: str = "block_level") -> None:
+    cpu = torch.device("cpu")
+    model.enable_group_offload(
+        onload_device=cpu, offload_device=cpu, offload_type=kind,
+        **({"num_blocks_per_group": 1} if kind == "block_level" else {}),
+    )  # fmt: skip
+
+
+def leaf_offload(model: Any) -> None:
+    group_offload(model, "leaf_level")
+
+
+def layerwise_casting(model: Any) -> None:
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+
+
+def lora(model: Any) -> None:
+    from peft import LoraConfig
+
+    torch.manual_seed(3)
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    model.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights="gaussian"))
+
+
+def gradient_checkpointing(model: Any) -> None:
+    model.enable_gradient_checkpointing()
+
+
+def training_mode(model: Any) -> None:
+    model.train()
+
+
+FEATURES: dict[str, Prepare] = {
+    "fused projections": fused,
+    "another attention backend": other_backend,
+    "group offload by block": group_offload,
+    "group offload by leaf": leaf_offload,
+    "fp8 layerwise casting": layerwise_casting,
+    "LoRA": lora,
+    "gradient checkpointing": gradient_checkpointing,
+    "training mode": training_mode,
+}
+
+
+def each_transformer(pipe: Any, prepare: Prepare) -> Any:
+    for model in (pipe.transformer, pipe.transformer_2):
+        if model is not None:
+            prepare(model)
+    return pipe
+
+
+@pytest.fixture(autouse=True)
+def native_backend() -> Any:
+    """Backends are also set for the whole process: put the usual one back."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    yield
+    _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+
+
+CHANGES_THE_MODEL = ("fp8 layerwise casting", "LoRA")
+OPTIONS: dict[str, Any] = {
+    "keep": [("layer", "step", "head")],
+    "branches": ("cond", "uncond"),
+    "frames": "exact",
+}
+
+
+def masses(trace: wanviz.Trace) -> np.ndarray:
+    """Every mass of both branches on tokens, end of text and padding."""
+    parts = []
+    for branch in ("cond", "uncond"):
+        part = trace.branch(branch)
+        own = part.maps["layer", "step", "head"].values
+        rest = part.special["layer", "step", "head"].values
+        parts.append(np.concatenate([own, rest], axis=3))
+    return np.concatenate(parts, axis=3)
+
+
+@pytest.fixture(scope="module")
+def usual() -> np.ndarray:
+    """The masses of a pipeline to which nothing was done."""
+    with wanviz.capture(pipe := real.wan22(), **OPTIONS) as trace:
+        real.draw(pipe)
+    return masses(trace)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_feature_keeps_its_bits_its_structure_and_its_maps(name, usual):
+    pipe = each_transformer(real.wan22(), FEATURES[name])
+    plain, before = real.draw(pipe), fingerprint(pipe)
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        watched = real.draw(pipe)
+    assert np.array_equal(plain, watched)
+    assert fingerprint(pipe) == before
+    assert np.array_equal(plain, real.draw(pipe))
+    assert trace.record["not_computed"] == {}
+    np.testing.assert_allclose(masses(trace).sum(axis=3), 2.0, atol=1e-4)  # of two branches
+    if name not in CHANGES_THE_MODEL:
+        np.testing.assert_allclose(masses(trace), usual, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fused projections", "LoRA", "group offload by block"])
+def test_a_feature_that_comes_while_watching_keeps_its_maps(name, usual):
+    pipe = real.wan22()
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        each_transformer(pipe, FEATURES[name])
+        watched = real.draw(pipe)
+    assert np.array_equal(watched, real.draw(pipe))
+    if name not in CHANGES_THE_MODEL:
+        np.testing.assert_allclose(masses(trace), usual, atol=1e-5)
+
+
+def test_blocks_that_a_cache_skips_are_not_computed():
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = real.wan22(num_layers=3)
+    each_transformer(pipe, lambda m: m.enable_cache(FirstBlockCacheConfig(threshold=10.0)))
+    plain, before = real.draw(pipe, num_inference_steps=6), fingerprint(pipe)
+    with (
+        pytest.warns(wanviz.CaptureWarning, match="were not computed for layer"),
+        wanviz.capture(pipe, **OPTIONS) as trace,
+    ):
+        watched = real.draw(pipe, num_inference_steps=6)
+    assert np.array_equal(plain, watched)
+    assert fingerprint(pipe) == before
+    skipped = trace.record["not_computed"]["cond/words"]
+    assert {layer for layer, _ in skipped} == {1, 2}  # the first block decides, and always works
+    maps = trace.maps["layer", "step", "head"].values
+    for layer in range(3):
+        for step in range(6):
+            assert np.isnan(maps[layer, step]).all() == ([layer, step] in skipped)
+    assert np.isfinite(trace.word_map("rain")).all()
+
+
+def test_attention_that_is_broadcast_is_not_computed():
+    from diffusers import PyramidAttentionBroadcastConfig
+
+    pipe = real.wan21()
+    pipe.transformer.enable_cache(
+        PyramidAttentionBroadcastConfig(
+            cross_attention_block_skip_range=2,
+            cross_attention_timestep_skip_range=(0, 1001),
+            current_timestep_callback=lambda: int(pipe._current_timestep or 0),
+            cross_attention_block_identifiers=("blocks",),
+        )
+    )
+    plain = real.draw(pipe, num_inference_steps=4, guidance_scale=1.0)
+    with pytest.warns(wanviz.CaptureWarning), wanviz.capture(pipe, keep=[("step",)]) as trace:
+        watched = real.draw(pipe, num_inference_steps=4, guidance_scale=1.0)
+    assert np.array_equal(plain, watched)
+    computed = np.isfinite(trace.maps["step"].values).all(axis=(1, 2, 3, 4))
+    assert 0 < computed.sum() < 4
+
+
+COMPILED: dict[str, Callable[[Any], None]] = {
+    "torch.compile": lambda pipe: setattr(
+        pipe, "transformer", torch.compile(pipe.transformer, backend="eager")
+    ),
+    "compile in place": lambda pipe: pipe.transformer.compile(backend="eager"),
+    "repeated blocks": lambda pipe: pipe.transformer.compile_repeated_blocks(backend="eager"),
+    "fullgraph": lambda pipe: pipe.transformer.compile(backend="eager", fullgraph=True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_model_is_watched_eagerly_and_runs_compiled_again(name):
+    torch._dynamo.reset()
+    eager = real.draw(real.wan21())
+    pipe = real.wan21()
+    COMPILED[name](pipe)
+    compiled = real.draw(pipe)
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        watched = real.draw(pipe)
+    assert np.array_equal(watched, eager)
+    assert np.array_equal(real.draw(pipe), compiled)
+    np.testing.assert_allclose(masses(trace).sum(axis=3), 2.0, atol=1e-4)
+    torch._dynamo.reset()
+
+
+def draw_from_image(pipe: Any, **options: Any) -> np.ndarray:
+    asked = {"image": Image.new("RGB", (48, 32), "red"), "negative_prompt": "blurred", **real.SIZE}
+    return pipe(
+        prompt=real.ENGLISH, generator=torch.Generator().manual_seed(1), **asked, **options
+    ).frames
+
+
+def image_to_video(**changes: Any) -> Any:
+    from diffusers import WanImageToVideoPipeline
+
+    model = real.transformer(in_channels=36, out_channels=16, **changes)
+    return real.quiet(
+        WanImageToVideoPipeline(
+            **real.parts(), transformer=model, image_encoder=None, image_processor=None
+        )
+    )
+
+
+def test_image_to_video_is_watched_like_text_to_video():
+    """Wan2.2's image-to-video reads the image beside the latents."""
+    pipe = image_to_video()
+    plain = draw_from_image(pipe)
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        assert np.array_equal(draw_from_image(pipe), plain)
+    assert (trace.record["seed"], trace.record["num_frames"]) == (1, 9)
+    assert [word.text for word in trace.words][:2] == ["a", "woman"]
+
+
+def test_image_keys_stand_apart_from_the_words(monkeypatch):
+    """Wan2.1's image-to-video looks at an image with a softmax of its own: the words still sum to one."""
+    pipe = image_to_video(image_dim=8, added_kv_proj_dim=24)
+    image = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(pipe, "encode_image", lambda *a: image)  # in place of a CLIP of 1 GB
+    plain = draw_from_image(pipe)
+    keys = []
+    norm = pipe.transformer.blocks[0].attn2.norm_k
+    handle = norm.register_forward_hook(lambda m, a, out: keys.append(out.shape[1]))
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        assert np.array_equal(draw_from_image(pipe), plain)
+    handle.remove()
+    assert set(keys) == {512}
+    assert trace.record["image_keys"] == "attended apart"
+    np.testing.assert_allclose(masses(trace).sum(axis=3), 2.0, atol=1e-4)

@@ -1,0 +1,541 @@
+"""The real Wan2.1 and Wan2.2 in diffusers, in wanviz's terms.
+
+diffusers' Wan has no taps. What is read here is the least that tells everything: the outputs of each
+attention's query and key norms, the rotary positions that it is given, and the calls by which the pipeline
+encodes its prompt, draws its noise, announces a branch and hands out the video. Nothing is replaced on a
+class, a module's forward or a processor; what an object had in place of its method it has again afterwards.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch import Tensor
+
+from wanviz.adapters import Sink
+from wanviz.errors import CaptureError, CaptureWarning, OptionError
+from wanviz.events import Event, Kind, Moment, Request
+from wanviz.grid import Grid, token_grid
+from wanviz.hooks import Arguments, HookSet, Keywords
+from wanviz.layout import Anatomy
+from wanviz.words import EncodedPrompt, encoded_prompt
+
+TEXT_LENGTH = 512  # keys of a prompt where the pipeline is called as usual
+FRAMES_PER_SECOND = {False: 16, True: 24}  # Wan2.2-TI2V-5B expands timesteps and plays faster
+ATTENTIONS: dict[str, Kind] = {"attn1": "self_attn", "attn2": "cross_attn"}
+
+
+def make_adapter(pipe: Any) -> DiffusersWanAdapter:
+    """The adapter of a diffusers pipeline around Wan's transformer.
+
+    Raises:
+        OptionError: it is another pipeline or a part of one, or it cannot run as it is.
+    """
+    if isinstance(pipe, WanTransformer3DModel):
+        raise OptionError(
+            "wanviz watches a whole pipeline, and this is its transformer: give the WanPipeline that it "
+            "belongs to"
+        )
+    known = isinstance(pipe, DiffusionPipeline)
+    if not known:
+        raise OptionError(
+            f"wanviz cannot watch a {type(pipe).__qualname__} of diffusers: give a WanPipeline"
+        )
+    both = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
+    there = [plain(model) for model in both if model is not None]
+    if not there or not all(isinstance(model, WanTransformer3DModel) for model in there):
+        kinds = ", ".join(type(model).__name__ for model in there) or "no transformer"
+        raise OptionError(
+            f"wanviz watches pipelines around a WanTransformer3DModel, and this {type(pipe).__name__} has "
+            f"{kinds}"
+        )
+    if pipe.config.get("boundary_ratio") is not None and None in both:
+        raise OptionError(
+            f"this pipeline has boundary_ratio={pipe.config.boundary_ratio} and one transformer alone, so that "
+            "its run would fail at the boundary: load both noise experts, or, for a Wan2.1 that was converted "
+            "with a boundary, pipe.register_to_config(boundary_ratio=None)"
+        )
+    return DiffusersWanAdapter(pipe)
+
+
+def plain(model: Any) -> Any:
+    """The module itself, where it is wrapped by torch.compile."""
+    return getattr(model, "_orig_mod", model)
+
+
+@dataclass
+class _Run:
+    """What is known of one call of the pipeline; it begins when the prompt is encoded."""
+
+    prompts: list[str | None]  # per video
+    negatives: list[str | None]
+    lengths: dict[str, tuple[int, ...]]
+    seeds: tuple[int | None, ...] = ()
+    request: Request | None = None  # from the first denoiser call on
+    grid: Grid | None = None
+    steps: int = -1  # the step under way, counted where the pipeline does not tell
+    timesteps: list[float] = field(default_factory=list)
+    sigmas: list[float] = field(default_factory=list)
+    embeds: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # branch -> what the first call was given
+    changed: bool = False  # whether a warning about other embeddings was given
+
+
+class DiffusersWanAdapter:
+    """Reads a diffusers pipeline through hooks on its transformers' norms of queries and keys."""
+
+    default_keep = (("layer",), ("step",))
+    frame_modes = ("sampled", "exact")
+
+    def __init__(self, pipe: Any) -> None:
+        """Nothing is registered yet."""
+        self._pipe = pipe
+        self._run: _Run | None = None
+        self._text_length = TEXT_LENGTH
+        self._encoded: dict[tuple[str, int], EncodedPrompt] = {}
+
+    def hook_names(self) -> tuple[str, ...]:
+        """Queries and keys of every attention."""
+        layers = max(len(model.blocks) for model in self._models().values())
+        return tuple(
+            f"blocks.{layer}.{kind}.{name}"
+            for layer in range(layers)
+            for kind in ATTENTIONS.values()
+            for name in ("q", "k")
+        )
+
+    def request(self) -> Request | None:
+        """The generation that runs now, or ran last."""
+        return None if self._run is None else self._run.request
+
+    def planned_request(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        height: int | None,
+        width: int | None,
+        num_frames: int | None,
+        num_inference_steps: int | None,
+    ) -> Request:
+        """A generation with the pipeline's own defaults."""
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(type(self._pipe).__call__).parameters.items()
+        }
+
+        def chosen(name: str, value: int | None, fallback: int) -> int:
+            return int(defaults.get(name) or fallback) if value is None else value
+
+        return Request(
+            prompts=({"cond": prompt, "uncond": negative_prompt},),
+            branches=("cond", "uncond"),
+            height=chosen("height", height, 480),
+            width=chosen("width", width, 832),
+            num_frames=chosen("num_frames", num_frames, 81),
+            num_inference_steps=chosen("num_inference_steps", num_inference_steps, 50),
+            guidance={"guidance_scale": 5.0},  # on, as by default: two branches work
+            seeds=(None,),
+        )
+
+    def anatomy(self, request: Request) -> Anatomy:
+        """Sizes, and an estimate of the work: 2 operations per token and weight."""
+        models = self._models()
+        model = next(iter(models.values()))
+        config = model.config
+        heads, width = config.num_attention_heads, config.attention_head_dim
+        grid = self.grid(request)
+        weights = sum(p.numel() for p in model.blocks.parameters())
+        keys = (grid.tokens + self._text_length) * heads * width
+        return Anatomy(
+            grid=grid,
+            layers=max(len(m.blocks) for m in models.values()),
+            heads=heads,
+            head_width=width,
+            frame_head_width=width,
+            text_length=self._text_length,
+            frame_kind="self_attn",
+            token_experts=0,
+            topk=0,
+            forward_flops=int(
+                2 * grid.tokens * weights + 4 * grid.tokens * keys * config.num_layers
+            ),
+            device=self._device().type,
+        )
+
+    def grid(self, request: Request) -> Grid:
+        """The video tokens of a generation."""
+        model = next(iter(self._models().values()))
+        spatial = self._pipe.vae_scale_factor_spatial
+        return token_grid(
+            request.num_frames,
+            request.height,
+            request.width,
+            vae_stride=(self._pipe.vae_scale_factor_temporal, spatial, spatial),
+            patch_size=tuple(model.config.patch_size),
+        )
+
+    def encode(self, prompt: str) -> EncodedPrompt:
+        """The prompt's tokens, after the pipeline's own cleaning; characters are those of the cleaned text."""
+        key = (prompt, self._text_length)
+        if key not in self._encoded:
+            self._encoded[key] = self._encode(prompt)
+        return self._encoded[key]
+
+    def _encode(self, prompt: str) -> EncodedPrompt:
+        tokenizer, text = self._pipe.tokenizer, prompt_clean(prompt)
+        if not getattr(tokenizer, "is_fast", False):
+            raise OptionError(
+                f"{type(tokenizer).__name__} does not tell which characters a token stands for: load the "
+                "pipeline's tokenizer with AutoTokenizer, which gives a fast one"
+            )
+        found = tokenizer(
+            text,
+            add_special_tokens=True,
+            truncation=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        pieces = tokenizer.convert_ids_to_tokens(found["input_ids"])[:-1]  # </s> is last
+        offsets = list(found["offset_mapping"])[:-1]
+        # a lone word mark stands for white space, whatever characters it claims
+        offsets = [
+            (a, a) if piece == "\u2581" else (a, b)
+            for piece, (a, b) in zip(pieces, offsets, strict=True)
+        ]
+        room, cut = self._text_length - 1, None
+        if len(offsets) > room:
+            cut = max((b for a, b in offsets[:room] if b > a), default=0)
+            offsets = offsets[:room]
+        return encoded_prompt(text, tuple((int(a), int(b)) for a, b in offsets), cut)
+
+    def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...]) -> None:
+        """Listen to the pipeline, and look at the queries and keys of every block."""
+        pipe = self._pipe
+        hooks.around(pipe, "encode_prompt", self._encoding)
+        hooks.around(pipe, "prepare_latents", self._noise)
+        hooks.around(pipe.video_processor, "postprocess_video", partial(self._decoded, sink))
+        for name, model in self._models().items():
+            if getattr(model, "_parallel_config", None) is not None:
+                raise OptionError(
+                    "this transformer runs under context parallelism, where each process holds a part of "
+                    "the queries: capture without it"
+                )
+            reader = _Reader(self, sink, name, branches)
+            hooks.around(model, "cache_context", reader.announce)
+            hooks.before_call(model, partial(reader.begin, _bound(model.forward)))
+            for layer, block in enumerate(model.blocks):
+                for attribute, kind in ATTENTIONS.items():
+                    attention = getattr(block, attribute)
+                    look = _Look(reader, kind, layer, attention.heads)
+                    hooks.before_call(attention, look.positions)
+                    hooks.after(attention.norm_q, look.queries)
+                    hooks.after(attention.norm_k, look.keys)
+                    hooks.finally_after(attention, look.forget)
+
+    def provenance(self) -> dict[str, Any]:
+        """What made the video."""
+        pipe = self._pipe
+        expands = bool(pipe.config.get("expand_timesteps", False))
+        model = next(iter(self._models().values()))
+        scheduler = pipe.scheduler
+        return {
+            "model": pipe.config.get("_name_or_path") or type(pipe).__name__,
+            "pipeline": type(pipe).__name__,
+            "fps": FRAMES_PER_SECOND[expands],
+            "boundary_ratio": pipe.config.get("boundary_ratio"),
+            "image_keys": "attended apart" if model.config.image_dim else "none",
+            "scheduler": type(scheduler).__name__,
+            "flow_shift": scheduler.config.get("flow_shift", scheduler.config.get("shift")),
+            "device": str(self._device()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "versions": {
+                "wanviz": version("wanviz"),
+                "torch": torch.__version__,
+                "diffusers": version("diffusers"),
+                "transformers": _version("transformers"),
+            },
+        }
+
+    def started(
+        self, latents: Tensor, context: dict[str, Any], name: str, embeds: Tensor
+    ) -> tuple[_Run, Moment] | None:
+        """A denoiser call that the pipeline announced; None where it is of no call that was seen to begin."""
+        run = self._run
+        if run is None:
+            return None
+        branch = context["branch"]
+        if run.request is None:
+            self._begin(run, latents, context, embeds)
+        if branch == "cond" or "uncond" not in self._request_of(run).branches:
+            run.steps += 1
+        step = run.steps if context.get("step_index") is None else int(context["step_index"])
+        both = len(self._models()) == 2
+        sigma = context.get("sigma")
+        return run, Moment(
+            step=step,
+            sigma=run.sigmas[step] if sigma is None else float(sigma),
+            timestep=run.timesteps[step],
+            noise_expert={"transformer": "high", "transformer_2": "low"}[name] if both else "",
+            branches=(branch,),
+        )
+
+    def _begin(self, run: _Run, latents: Tensor, context: dict[str, Any], embeds: Tensor) -> None:
+        """The first denoiser call tells the sizes."""
+        pipe, videos = self._pipe, latents.shape[0]
+        spatial = pipe.vae_scale_factor_spatial
+        self._text_length = int(embeds.shape[1])
+        run.timesteps = [float(t) for t in pipe.scheduler.timesteps]
+        run.sigmas = [float(s) for s in pipe.scheduler.sigmas]
+
+        def of_each(values: list[str | None]) -> list[str | None]:
+            times = videos // max(1, len(values))
+            return [value for value in values for _ in range(times)]
+
+        prompts, negatives = of_each(run.prompts), of_each(run.negatives)
+        guided = bool(pipe.do_classifier_free_guidance)
+        run.request = Request(
+            prompts=tuple(
+                {"cond": prompt, "uncond": negative}
+                for prompt, negative in zip(prompts, negatives, strict=True)
+            ),
+            branches=("cond", "uncond") if guided else ("cond",),
+            height=latents.shape[3] * spatial,
+            width=latents.shape[4] * spatial,
+            num_frames=(latents.shape[2] - 1) * pipe.vae_scale_factor_temporal + 1,
+            num_inference_steps=int(context.get("num_inference_steps") or len(run.timesteps)),
+            guidance={
+                "guidance_scale": pipe.guidance_scale,
+                "guidance_scale_2": getattr(pipe, "_guidance_scale_2", None),
+            },
+            seeds=run.seeds or (None,) * videos,
+            lengths=run.lengths,
+        )
+        run.grid = self.grid(run.request)
+
+    @staticmethod
+    def _request_of(run: _Run) -> Request:
+        assert run.request is not None
+        return run.request
+
+    def _encoding(self, args: Arguments, kwargs: Keywords) -> Callable[[Any], None]:
+        """The pipeline encodes its prompt: a call begins."""
+        asked = _bound(type(self._pipe).encode_prompt)(self._pipe, *args, **kwargs)
+        texts = _texts(asked.get("prompt"), asked.get("prompt_embeds"))
+        negative = asked.get("negative_prompt")
+        if asked.get("negative_prompt_embeds") is not None:
+            negatives: list[str | None] = [None] * len(asked["negative_prompt_embeds"])
+        else:
+            negatives = list(negative) if isinstance(negative, list) else [negative or ""]
+        times = int(asked.get("num_videos_per_prompt") or 1)
+
+        def encoded(result: Any) -> None:
+            lengths = {}
+            for branch, embeds in zip(("cond", "uncond"), result[:2], strict=False):
+                if embeds is not None:
+                    rows = (embeds != 0).any(dim=-1).sum(dim=-1).tolist()
+                    lengths[branch] = tuple(int(count) for count in rows)
+            videos = len(lengths["cond"])
+            told = negatives * videos if len(negatives) == 1 else _each(negatives, times, videos)
+            self._run = _Run(_each(texts, times, videos), told, lengths)
+
+        return encoded
+
+    def _noise(self, args: Arguments, kwargs: Keywords) -> None:
+        """The pipeline draws its noise: which seeds, where they tell it."""
+        asked = _bound(type(self._pipe).prepare_latents)(self._pipe, *args, **kwargs)
+        if self._run is not None and asked.get("latents") is None:
+            videos, generator = len(self._run.prompts), asked.get("generator")
+            if isinstance(generator, list):
+                self._run.seeds = tuple(_seed(g) for g in generator)
+            else:
+                self._run.seeds = (_seed(generator),) * videos
+
+    def _decoded(self, sink: Sink, args: Arguments, kwargs: Keywords) -> None:
+        """The pipeline hands out the video: [b, 3, F, H, W] in [-1, 1]."""
+        video = kwargs.get("video", args[0] if args else None)
+        if isinstance(video, Tensor) and video.ndim == 5:
+            for number, frames in enumerate(video):
+                sink.video(_Frames(frames), number)
+
+    def _models(self) -> dict[str, Any]:
+        """The transformers by their names."""
+        both = {name: getattr(self._pipe, name, None) for name in ("transformer", "transformer_2")}
+        return {name: plain(model) for name, model in both.items() if model is not None}
+
+    def _device(self) -> torch.device:
+        found: torch.device = self._pipe._execution_device
+        return found
+
+
+class _Frames:
+    """A decoded video that is handed on frame by frame, so that it is never held twice."""
+
+    def __init__(self, video: Tensor) -> None:
+        """[3, F, H, W] in [-1, 1]."""
+        self._video = video
+
+    def __len__(self) -> int:
+        return self._video.shape[1]
+
+    def __getitem__(self, frame: int) -> Tensor:
+        """[H, W, 3] in [0, 1]."""
+        picture = self._video[:, frame].detach().float()
+        return (picture * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0)
+
+
+class _Reader:
+    """What one transformer tells its sink."""
+
+    def __init__(
+        self, adapter: DiffusersWanAdapter, sink: Sink, name: str, branches: tuple[str, ...]
+    ) -> None:
+        self._adapter, self._sink, self._name, self._branches = adapter, sink, name, branches
+        self._context: dict[str, Any] | None = None  # announced, and not yet followed by a call
+        self.moment: Moment | None = None
+        self.grid: Grid | None = None
+
+    def announce(self, args: Arguments, kwargs: Keywords) -> None:
+        """The pipeline says which branch comes next: cache_context("cond", step_index=…, sigma=…)."""
+        branch = kwargs.get("name", args[0] if args else None)
+        told = {name: kwargs.get(name) for name in ("step_index", "sigma", "num_inference_steps")}
+        self._context = {"branch": branch, **told}
+
+    def begin(
+        self, bound: Callable[..., dict[str, Any]], args: Arguments, kwargs: Keywords
+    ) -> None:
+        """A forward starts; one that no pipeline announced is none of ours."""
+        context, self._context, self.moment = self._context, None, None
+        if context is None or context["branch"] not in ("cond", "uncond"):
+            return
+        asked = bound(*args, **kwargs)
+        embeds = asked["encoder_hidden_states"]
+        found = self._adapter.started(asked["hidden_states"], context, self._name, embeds)
+        if found is None:
+            return
+        run, moment = found
+        self._sink.begin(moment)
+        branch = context["branch"]
+        first = run.embeds.setdefault(branch, embeds)
+        if embeds is not first and not _same(embeds, first):
+            if not run.changed:
+                run.changed = True
+                warnings.warn(
+                    f"at step {moment.step} the pipeline reads other embeddings than it began with, so that "
+                    "the words of its prompt are not what it reads: nothing is kept from there on",
+                    CaptureWarning,
+                    stacklevel=2,
+                )
+            return
+        if branch in self._branches:
+            self.moment, self.grid = moment, run.grid
+
+    def emit(self, kind: Kind, layer: int, heads: int, q: Tensor, k: Tensor, rotary: Any) -> None:
+        """Queries and keys `[b, l, n·d]` of one attention."""
+        moment, grid = self.moment, self.grid
+        if moment is None or grid is None:
+            return
+        turn = None
+        if rotary is not None:  # each [1, l, 1, d], every angle twice
+            turn = rotary[0][0, :, 0, 0::2], rotary[1][0, :, 0, 1::2]
+        for video in range(q.shape[0]):
+            event = Event(
+                kind=kind,
+                layer=layer,
+                moment=moment,
+                branch=moment.branches[0],
+                grid=grid,
+                video=video,
+                q=q[video].unflatten(-1, (heads, -1)).transpose(0, 1),
+                k=k[video].unflatten(-1, (heads, -1)).transpose(0, 1),
+                rotary=turn,
+            )
+            self._sink.consume(event)
+
+
+class _Look:
+    """The queries of one attention until its keys come."""
+
+    def __init__(self, reader: _Reader, kind: Kind, layer: int, heads: int) -> None:
+        self._reader, self._kind, self._layer, self._heads = reader, kind, layer, heads
+        self._rotary: Any = None
+        self._q: Tensor | None = None
+
+    def positions(self, args: Arguments, kwargs: Keywords) -> None:
+        """The rotary positions that the attention is given; cross-attention has none."""
+        self._rotary = kwargs.get("rotary_emb", args[3] if len(args) > 3 else None)
+
+    def queries(self, q: Tensor) -> None:
+        """What the norm of the queries made."""
+        self._q = q.detach()
+
+    def keys(self, k: Tensor) -> None:
+        """What the norm of the keys made: now both are there."""
+        if self._q is not None:
+            self._reader.emit(
+                self._kind, self._layer, self._heads, self._q, k.detach(), self._rotary
+            )
+            self._q = None
+
+    def forget(self) -> None:
+        """The attention is done, or broke off."""
+        self._q = self._rotary = None
+
+
+def _bound(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """Arguments of a function by their names, with defaults."""
+    signature = inspect.signature(function)
+
+    def named(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = signature.bind_partial(*args, **kwargs)
+        found.apply_defaults()
+        return dict(found.arguments)
+
+    return named
+
+
+def _texts(prompt: Any, embeds: Any) -> list[str | None]:
+    if prompt is None:
+        return [None] * (1 if embeds is None else len(embeds))
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _each(values: list[str | None], times: int, videos: int) -> list[str | None]:
+    """One value per video: those of one prompt lie together."""
+    if len(values) == videos:
+        return values
+    repeated = [value for value in values for _ in range(times)]
+    if len(repeated) != videos:
+        raise CaptureError(
+            f"{len(values)} prompts with {times} videos each are not the {videos} videos that were encoded"
+        )
+    return repeated
+
+
+def _seed(generator: torch.Generator | None) -> int | None:
+    """The seed of a generator that has drawn nothing yet; None where it does not tell the noise."""
+    if generator is None:
+        return None
+    seed = generator.initial_seed()
+    fresh = torch.Generator(generator.device).manual_seed(seed)
+    return seed if torch.equal(fresh.get_state(), generator.get_state()) else None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
