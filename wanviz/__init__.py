@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wanviz.adapters import hook_names
-    from wanviz.capture import capture, plan
+    from wanviz.capture import capture, observe, plan
     from wanviz.errors import (
         BudgetError,
         CaptureError,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wanviz.report import report
     from wanviz.show import show
     from wanviz.trace import Trace
-    from wanviz.words import Token, Word
+    from wanviz.words import Word
 
 __version__ = version("wanviz")
 
@@ -38,13 +38,13 @@ __all__ = [
     "OptionError",
     "PhraseError",
     "Plan",
-    "Token",
     "Trace",
     "TraceFileError",
     "WanvizError",
     "Word",
     "capture",
     "hook_names",
+    "observe",
     "plan",
     "plot_frames",
     "plot_routing",
@@ -56,14 +56,14 @@ __all__ = [
 # Names are loaded when first used: torch and matplotlib take seconds, and `wanviz --help` needs none.
 _HOMES = {
     "adapters": ("hook_names",),
-    "capture": ("capture", "plan"),
+    "capture": ("capture", "observe", "plan"),
     "errors": tuple(name for name in __all__ if name.endswith(("Error", "Warning"))),
     "planning": ("Plan",),
     "plots": ("plot_frames", "plot_routing", "plot_storyboard"),
     "report": ("report",),
     "show": ("show",),
     "trace": ("Trace",),
-    "words": ("Token", "Word"),
+    "words": ("Word",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

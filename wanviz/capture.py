@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 
 from wanviz.adapters import Adapter, adapter_for
 from wanviz.errors import OptionError
+from wanviz.events import Clip
 from wanviz.hooks import HookSet
 from wanviz.layout import Options, make_options, parse_bytes
 from wanviz.planning import Plan, make_plan, make_subject
@@ -123,11 +124,107 @@ def capture(
     adapter = adapter_for(pipe)
     options = _options(adapter, keep, frames, routing, branches, select, words)
     session = Session(adapter, options, _prompts(prompt), parse_bytes(budget))
+    with _watching(adapter, session, options):
+        yield session.trace
+
+
+def observe(
+    pipe: Any,
+    video: Any,
+    prompt: str,
+    *,
+    sigmas: Sequence[float] = (0.9, 0.7, 0.5),
+    seed: int = 0,
+    negative_prompt: str = "",
+    keep: Keep | None = None,
+    frames: Frames = "auto",
+    routing: bool = True,
+    branches: tuple[str, ...] = ("cond",),
+    select: Select | None = None,
+    words: list[str] | None = None,
+    budget: int | str = "1GiB",
+) -> Trace:
+    """What a model sees in a video that exists already: encoded, noised, and given to the denoiser once per level.
+
+    The attention is that of the denoiser at a noise level of a run that would lead to this video; nothing is
+    drawn. The noise is the same at every level.
+
+    Args:
+        pipe: the pipeline.
+        video: `[F, H, W, 3]`, uint8 or float in [0, 1], with 1 + 4k frames and sides that fit the model.
+        prompt: the words to look for, usually a description of the video.
+        sigmas: noise levels in (0, 1]; each takes the place of a step, the noisiest first.
+        seed: of the noise.
+        negative_prompt: what the "uncond" branch reads.
+        keep: as for `capture`.
+        frames: as for `capture`.
+        routing: as for `capture`.
+        branches: as for `capture`.
+        select: as for `capture`.
+        words: as for `capture`.
+        budget: as for `capture`.
+
+    Returns:
+        A trace; its `frames` are the video that was given.
+
+    Raises:
+        OptionError: an option, a noise level or the video cannot be used.
+        BudgetError: more would be kept than the budget allows.
+        PhraseError: one of `words` is not in the prompt.
+    """
+    adapter = adapter_for(pipe)
+    options = _options(adapter, keep, frames, routing, branches, select, words)
+    session = Session(adapter, options, None, parse_bytes(budget), observed=True)
+    shown = _pixels(video)
+    clip = Clip(
+        video=(shown.movedim(-1, 0)[None] * 2 - 1),
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        sigmas=_levels(sigmas),
+        seed=seed,
+        branches=options.branches,
+    )
+    with _watching(adapter, session, options):
+        adapter.observe(clip)
+        session.video(shown)
+    return session.trace
+
+
+def _pixels(video: Any) -> torch.Tensor:
+    """A video as float32 [F, H, W, 3] in [0, 1]."""
+    shown = torch.as_tensor(video)
+    if shown.ndim != 4 or shown.shape[-1] != 3:
+        raise OptionError(
+            f"video is shaped {tuple(shown.shape)}: give [F, H, W, 3], e.g. pipe(…).frames[0]"
+        )
+    if shown.dtype == torch.uint8:
+        return shown.float() / 255
+    if not shown.is_floating_point() or not 0 <= float(shown.min()) <= float(shown.max()) <= 1:
+        raise OptionError(
+            f"video has {str(shown.dtype).removeprefix('torch.')} from {shown.min()} to {shown.max()}: give "
+            "uint8, or floats in [0, 1]"
+        )
+    return shown.float()
+
+
+def _levels(sigmas: object) -> tuple[float, ...]:
+    hint = "give noise levels in (0, 1], e.g. sigmas=(0.9, 0.7, 0.5)"
+    if not isinstance(sigmas, list | tuple) or not sigmas:
+        raise OptionError(f"sigmas={sigmas!r}: {hint}")
+    for sigma in sigmas:
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma <= 1:
+            raise OptionError(f"sigmas has {sigma!r}: {hint}")
+    return tuple(sorted((float(sigma) for sigma in sigmas), reverse=True))
+
+
+@contextmanager
+def _watching(adapter: Adapter, session: Session, options: Options) -> Iterator[None]:
+    """Hooks are in place inside, and gone afterwards; then the trace is filled."""
     broken = True
     try:
         with HookSet() as hooks, _eager():
             adapter.attach(session, hooks, options.branches)
-            yield session.trace
+            yield
         broken = False
     finally:
         session.end(broken)

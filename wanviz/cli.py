@@ -14,16 +14,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from wanviz.errors import CaptureError, OptionError, ReportError, WanvizError
 
 if TYPE_CHECKING:  # torch and matplotlib take seconds: `wanviz --help` must not
     from wanviz.trace import Trace
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 ROOM = 48 << 20  # bytes that the files of one video may take, found free before it is drawn
 LARGEST_SIDE = 480  # small videos are enlarged to about this many pixels, each a clear square
 FRAMES_PER_SECOND = 8  # where a record does not say
@@ -49,10 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: clean up
     try:
-        if arguments.command == "explain":
-            explain(arguments)
-        else:
-            open_trace(arguments)
+        if arguments.command == "sweep":
+            return sweep_prompts(arguments)
+        {"explain": explain, "open": open_trace}[arguments.command](arguments)
     except KeyboardInterrupt:
         print("\nwanviz: stopped; no unfinished file was left behind", file=sys.stderr)
         return INTERRUPTED
@@ -72,9 +72,8 @@ def explain(arguments: argparse.Namespace) -> None:
     with _prepared(folder) as drafts:
         _say("loading the model")
         import wanviz
-        from wanviz.adapters.tinywan import load_pipeline
 
-        pipe = load_pipeline(arguments.model, arguments.device)
+        pipe, draw = _load(arguments)
         asked = {
             "negative_prompt": arguments.negative,
             "height": arguments.height,
@@ -90,8 +89,8 @@ def explain(arguments: argparse.Namespace) -> None:
         trace, problem = None, None
         with _warnings_as_sentences():
             try:
-                with wanviz.capture(pipe) as trace:
-                    pipe(arguments.prompt, **given)
+                with wanviz.capture(pipe, budget=arguments.budget) as trace:
+                    draw(arguments.prompt, **given)
             except CaptureError as error:  # the video was drawn; what was captured is worth a file
                 if trace is None or trace.frames is None:
                     raise
@@ -103,6 +102,55 @@ def explain(arguments: argparse.Namespace) -> None:
     _tell(folder)
     if problem is not None:
         raise problem
+
+
+def sweep_prompts(arguments: argparse.Namespace) -> int:
+    """`wanviz sweep`: a trace for every prompt of a file; under torchrun, shared among the processes."""
+    from wanviz.sweep import read_lines, sweep, write_index
+
+    rank, world = (
+        int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
+    lines = read_lines(arguments.prompts)
+    if world > 1:
+        import torch.distributed as dist
+
+        dist.init_process_group(
+            "gloo", timeout=timedelta(days=30)
+        )  # the slowest line may take long
+        if (arguments.device or "").startswith("cuda"):
+            arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if rank == 0:
+        _say(f"loading the model for {len(lines)} prompts")
+    pipe, draw = _load(arguments)
+    options = {"budget": arguments.budget, "frames": arguments.frames or None}
+    with _warnings_as_sentences():
+        failed = sweep(
+            pipe, draw, lines, arguments.out, options, rank, world, progress_bar=rank == 0
+        )
+    if world > 1:
+        counts = [0] * world
+        dist.all_gather_object(counts, failed)
+        dist.destroy_process_group()
+        failed = sum(counts)
+    if rank == 0:
+        print(f"index    {write_index(lines, arguments.out)}")
+        print(f"traces   {len(lines) - failed} of {len(lines)} in {arguments.out}")
+        if failed:
+            print(
+                f"wanviz: {failed} lines failed, see the *.error.txt beside the traces; the same command "
+                "tries them again",
+                file=sys.stderr,
+            )
+    return FAILED if failed else 0
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any]]:
+    from wanviz.adapters import load_pipeline
+
+    return load_pipeline(
+        arguments.model, arguments.device, arguments.dtype, arguments.offload, arguments.device_map
+    )
 
 
 def files_of(trace: Trace) -> dict[str, Callable[[Path], object]]:
@@ -179,7 +227,9 @@ def open_trace(arguments: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(prog="wanviz", description="See what each word of a prompt does in a video.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="explain | open")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="explain | sweep | open"
+    )
     draw = commands.add_parser(
         "explain", help="draw a video from a prompt, and write what each word did"
     )
@@ -194,8 +244,21 @@ def _parser() -> Parser:
     draw.add_argument("--num-frames", type=int, help="frames to draw: 1 + 4k, e.g. 17")
     draw.add_argument("--height", type=int, help="pixel rows")
     draw.add_argument("--width", type=int, help="pixel columns")
-    draw.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    draw.add_argument("--model", help="folder of a checkpoint (default: the one that is shipped)")
+    _model_options(draw)
+    many = commands.add_parser(
+        "sweep", help="draw every prompt of a file, and keep a trace of each"
+    )
+    many.add_argument("prompts", type=Path, help='JSON lines, each {"prompt": "…", "seed": 1, …}')
+    many.add_argument(
+        "--out", type=Path, default=Path("sweep"), help="folder to write (default: sweep)"
+    )
+    many.add_argument(
+        "--frames",
+        default="auto",
+        choices=("auto", "sampled", "exact", ""),
+        help="attention between frames (default: auto; '' for none)",
+    )
+    _model_options(many)
     show = commands.add_parser("open", help="show the report of a saved trace")
     show.add_argument("trace", type=Path, help="a file that Trace.save or explain wrote")
     show.add_argument("--out", type=Path, help="report to write (default: beside the trace)")
@@ -203,6 +266,29 @@ def _parser() -> Parser:
         "--no-browser", dest="browser", action="store_false", help="only write the report"
     )
     return parser
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        help="a tinywan checkpoint, or real Wan: a folder in diffusers' format or its id on the hub, e.g. "
+        "Wan-AI/Wan2.2-T2V-A14B-Diffusers (default: the tinywan that is shipped)",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda, … (default: cpu for tinywan, else a GPU if any)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights (default: float32 for tinywan, bfloat16 for real Wan)",
+    )
+    parser.add_argument(
+        "--offload",
+        choices=("model", "group", "sequential"),
+        help="real Wan: what does not work waits in main memory; later ones need less of the GPU, and time",
+    )
+    parser.add_argument("--device-map", choices=("balanced",), help="real Wan: over all GPUs")
+    parser.add_argument("--budget", default="1GiB", help="most bytes to keep (default: 1GiB)")
 
 
 def _prompt(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wanviz.grid import Grid
 
@@ -25,6 +25,14 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which part of the video tokens a process works on, where several share one video."""
+
+    start: int  # the first of its tokens; they lie together
+    group: Any  # of torch.distributed: those who share
+
+
+@dataclass(frozen=True)
 class Event:
     """What one layer did at one moment, for one branch and one video."""
 
@@ -41,6 +49,19 @@ class Event:
     )
     window: int | None = None  # temporal radius in latent frames; None: every frame
     expert_ids: Tensor | None = None  # l topk int64
+    shard: Shard | None = None  # where q, and k of self-attention, are a part of all tokens
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An existing video that is to be looked at, and how."""
+
+    video: Tensor  # 1 3 F H W in [-1, 1], float32
+    prompt: str
+    negative_prompt: str
+    sigmas: tuple[float, ...]  # noise levels, falling
+    seed: int  # of the noise, the same at every level
+    branches: tuple[str, ...]
 
 
 @dataclass(frozen=True)

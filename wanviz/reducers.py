@@ -9,20 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from wanviz.events import Event
+from wanviz.events import Event, Shard
 from wanviz.grid import Grid
 from wanviz.layout import STDERR, ArraySpec
 from wanviz.words import EncodedPrompt
 
 WORK_BYTES = {"cpu": 16 * 2**20}  # of one buffer of logits: what fits a processor's cache …
 OTHER_WORK_BYTES = 128 * 2**20  # … and on accelerators, whose kernels are few and large
-SAMPLED_ROWS = 32  # query tokens of each frame, where frame attention is sampled
+SAMPLED_ROWS = 16  # query tokens of each frame, where frame attention is sampled
 
 Labels = dict[str, tuple[int, ...]]
 
@@ -45,6 +47,9 @@ class RunningMean:
             for axis in ("layer", "step")
         }
         self.counts = np.zeros(spec.shape[: len(self._outer)], dtype=np.float32)
+        self.group: Any = (
+            None  # of torch.distributed, where each process adds for a part of the tokens
+        )
         self._total: Tensor | None = None
 
     def index(self, event: Event) -> tuple[int, ...]:
@@ -68,6 +73,8 @@ class RunningMean:
         """The mean; NaN where no event came."""
         if self._total is None:
             return np.full(self.spec.shape, np.nan, dtype=np.float32)
+        if self.group is not None:  # the other tokens are zeros here
+            torch.distributed.all_reduce(self._total, group=self.group)
         total: NDArray[np.float32] = self._total.cpu().numpy()
         count = self.counts.reshape(self.counts.shape + (1,) * (total.ndim - self.counts.ndim))
         with np.errstate(invalid="ignore"):  # 0 / 0 is "not computed"
@@ -138,6 +145,7 @@ class WordMasses:
         keys = k[:, : self._used + 1] if once else k
         keys = keys * width**-0.5
         slots = [(m, m.slot(event).flatten(-3)) for m in self._means]  # … token l
+        start = 0 if event.shard is None else event.shard.start
         for span in _chunks(tokens, 4 * heads * (keys.shape[1] + width), q.device):
             logits = keys @ q[:, span].float().transpose(1, 2)  # n p l
             if once:
@@ -145,8 +153,10 @@ class WordMasses:
             mass = self._columns(logits.softmax(dim=1), single_pad=once or pads == 1)
             mean = mass.mean(dim=0) if self._by_mean else mass
             for kept, slot in slots:
-                slot[..., span] += mass if kept.per_head else mean
+                place = slice(start + span.start, start + span.stop)
+                slot[..., place] += mass if kept.per_head else mean
         for kept, _ in slots:
+            kept.group = None if event.shard is None else event.shard.group
             kept.count(event)
 
     def _columns(self, mass: Tensor, single_pad: bool) -> Tensor:
@@ -375,37 +385,76 @@ def _temporal_masses(event: Event, chosen: list[int]) -> Tensor:
 
 def _full_masses(event: Event, chosen: list[int]) -> Tensor:
     """[n f f] of attention from every token to every token."""
-    frames, places = event.grid.frames, event.grid.rows_and_columns
-    frame_of = torch.arange(event.grid.tokens) // places
-    total: list[Tensor] = []
-    for head in chosen:
-        sums = torch.zeros(frames, frames)
-        for span, mass in _head_masses(event, head, torch.arange(event.grid.tokens)):
-            sums = sums.to(mass.device).index_add_(0, frame_of[span].to(mass.device), mass)
-        total.append(sums)
-    return torch.stack(total) / places
+    places = event.grid.rows_and_columns
+    rows = torch.arange(event.grid.tokens)
+    found = [
+        mass.unflatten(1, (event.grid.frames, places)).mean(dim=2)
+        for mass in _masses_by_heads(event, chosen, rows)
+    ]
+    return torch.cat(found)
 
 
 def _row_masses(event: Event, chosen: list[int], rows: Tensor) -> Tensor:
     """[n r f] of attention from some tokens to every token."""
-    found = []
-    for head in chosen:
-        found.append(torch.cat([mass for _, mass in _head_masses(event, head, rows)]))
-    return torch.stack(found)
+    return torch.cat(list(_masses_by_heads(event, chosen, rows)))
 
 
-def _head_masses(event: Event, head: int, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Chunk by chunk of some query tokens: the mass [r f] that one head lays on each frame.
+def _masses_by_heads(event: Event, chosen: list[int], rows: Tensor) -> Iterator[Tensor]:
+    """[n r f] for a few heads at a time: the mass that some query tokens lay on each frame.
 
-    One head at a time, so that what it takes beside the model's own tensors stays small.
+    PyTorch's fused attention over values that are one-hot in the frame gives exactly that, and never holds the
+    matrix. On a CPU it is fused only where values are as wide as keys, so that frames come in such groups.
+    """
+    assert event.q is not None and event.k is not None
+    if event.shard is not None:
+        for head in chosen:
+            yield torch.cat(list(_shared_head_masses(event, event.shard, head, rows)))[None]
+        return
+    frames, places = event.grid.frames, event.grid.rows_and_columns
+    device, (_, tokens, width) = event.k.device, event.k.shape
+    everything = len(rows) == tokens
+    here = slice(None) if everything else rows.to(device)
+    rotary = None if event.rotary is None else (event.rotary[0][here], event.rotary[1][here])
+    frame_of = torch.arange(tokens, device=device) // places
+    groups = [
+        (frame_of[:, None] == torch.arange(first, first + width, device=device)).float()
+        for first in range(0, frames, width)
+    ]  # each l d
+    few = max(1, work_bytes(device.type) // (4 * tokens * width))
+    for first in range(0, len(chosen), few):
+        heads = chosen[first : first + few]
+        k = turned(chosen_heads(event.k, heads), event.rotary).float()
+        q = turned(chosen_heads(event.q, heads)[:, here], rotary).float()
+        parts = [
+            scaled_dot_product_attention(q[None], k[None], group.expand(1, len(heads), -1, -1))[0]
+            for group in groups
+        ]
+        yield torch.cat(parts, dim=-1)[..., :frames]
+
+
+def _shared_head_masses(event: Event, shard: Shard, head: int, rows: Tensor) -> Iterator[Tensor]:
+    """[r f] chunk by chunk of one head, where each process holds a part of the queries and of the keys.
+
+    Everybody is told the queries that are asked for, finds log Σ exp of their logits for each frame over its
+    own keys, and these are joined: what travels is small beside the keys.
     """
     assert event.q is not None and event.k is not None
     frames, places = event.grid.frames, event.grid.rows_and_columns
-    rows = rows.to(event.q.device)
-    keys = turned(event.k[head], event.rotary).float().T  # d l
-    for span in _chunks(len(rows), 4 * event.grid.tokens, event.q.device):
-        here = rows[span]
-        rotary = None if event.rotary is None else (event.rotary[0][here], event.rotary[1][here])
-        q = turned(event.q[head, here], rotary).float() * keys.shape[0] ** -0.5
-        mass = (q @ keys).softmax(dim=-1)  # r l
-        yield span, mass.unflatten(-1, (frames, places)).sum(dim=-1)
+    q, group = event.q, shard.group
+    held = range(shard.start, shard.start + q.shape[1])
+    mine = (rows >= held.start) & (rows < held.stop)
+    local = (rows[mine] - held.start).to(q.device)
+    rotary = None if event.rotary is None else (event.rotary[0][local], event.rotary[1][local])
+    asked = torch.zeros(len(rows), q.shape[-1], device=q.device)
+    asked[mine.to(q.device)] = turned(q[head, local], rotary).float()
+    torch.distributed.all_reduce(asked, group=group)
+    keys = turned(event.k[head], event.rotary).float().T  # d l, of this process
+    frame_of = (torch.arange(held.start, held.stop) // places).to(q.device)
+    for span in _chunks(len(rows), 4 * keys.shape[1], q.device):
+        logits = asked[span] @ keys * keys.shape[0] ** -0.5  # r l
+        sums = torch.full((logits.shape[0], frames), -torch.inf, device=q.device)
+        for frame in frame_of.unique().tolist():
+            sums[:, frame] = logits[:, frame_of == frame].logsumexp(dim=1)
+        parts = [torch.empty_like(sums) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(parts, sums, group=group)
+        yield torch.stack(parts).logsumexp(dim=0).softmax(dim=-1)  # r f

@@ -89,7 +89,12 @@ class Session:
     """What an adapter feeds while a capture runs; see `adapters.Sink`."""
 
     def __init__(
-        self, adapter: Adapter, options: Options, prompts: tuple[str, ...] | None, budget: int
+        self,
+        adapter: Adapter,
+        options: Options,
+        prompts: tuple[str, ...] | None,
+        budget: int,
+        observed: bool = False,
     ) -> None:
         """Nothing is watched yet.
 
@@ -98,10 +103,11 @@ class Session:
             options: what to keep.
             prompts: said by the user, where the pipeline is given embeddings; one per video, or one for all.
             budget: most bytes to keep.
+            observed: whether the video was there already.
         """
         self.trace = Trace()
         self._adapter, self._options = adapter, options
-        self._said, self._budget = prompts, budget
+        self._said, self._budget, self._observed = prompts, budget, observed
         self._request: Request | None = None  # the one generation that is watched
         self._videos: list[_Video] = []
         self._ran: dict[str, set[int]] = {}  # branch -> steps in which it ran
@@ -285,6 +291,7 @@ class Session:
         video = self._videos[number]
         told = self._prompts_of(request, number)
         return {
+            "observed": self._observed,
             "prompt": told["cond"],
             "negative_prompt": told.get("uncond"),
             "truncated_at": video.subject.prompts["cond"].truncated_at,

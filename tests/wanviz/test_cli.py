@@ -31,7 +31,7 @@ class Watched:
     def __init__(self, trace):
         self.trace = trace
 
-    def __call__(self, pipe):
+    def __call__(self, pipe, **options):
         return self
 
     def __enter__(self):
@@ -51,7 +51,7 @@ def calls(monkeypatch, painted):
         if options.get("num_frames") == 16:
             raise ConfigError("num_frames=16 does not fit the VAE:\nuse 1 + 4k frames")
 
-    pipeline = SimpleNamespace(from_pretrained=lambda path, device: pipe)
+    pipeline = SimpleNamespace(from_pretrained=lambda path, device, dtype: pipe)
     monkeypatch.setattr(tinywan, "TextToVideoPipeline", pipeline, raising=False)
     monkeypatch.setattr(wanviz, "capture", Watched(painted()), raising=False)
     return asked
@@ -100,7 +100,7 @@ def test_explain_writes_and_names_four_whole_files(calls, tmp_path, capsys, pain
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "required: explain | open"),
+        ([], "required: explain | sweep | open"),
         (["explain"], "required: prompt"),
         (["explain", "  "], "it is empty: say in words what to draw"),
         (["explain", "a dog", "--seed", "seven"], "invalid int value: 'seven'"),
@@ -174,8 +174,8 @@ from contextlib import nullcontext
 def pipe(prompt, **options):
     print("drawing", flush=True)
     time.sleep(60)
-tinywan.TextToVideoPipeline = SimpleNamespace(from_pretrained=lambda path, device: pipe)
-wanviz.capture = lambda pipe: nullcontext()
+tinywan.TextToVideoPipeline = SimpleNamespace(from_pretrained=lambda path, device, dtype: pipe)
+wanviz.capture = lambda pipe, **options: nullcontext()
 from wanviz.cli import main
 sys.exit(main(["explain", "a dog", "--out", sys.argv[1]]))
 """
@@ -295,3 +295,55 @@ def test_a_warning_is_one_line_without_a_place_in_the_code(calls, monkeypatch, t
     said = capsys.readouterr().err
     assert "wanviz: note: the prompt was cut at character 7\n" in said
     assert ".py" not in said
+
+
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory):
+    """A tiny random Wan2.2 in diffusers' format, saved to a folder."""
+    pytest.importorskip("transformers", reason="diffusers' WanPipeline needs it")
+    from tests.wanviz import real_wan
+
+    folder = tmp_path_factory.mktemp("wan") / "model"
+    real_wan.wan22().save_pretrained(folder)
+    return folder
+
+
+SMALL_RUN = ["--height", "32", "--width", "48", "--num-frames", "9", "--steps", "3"]
+
+
+@pytest.mark.parametrize("more", [[], ["--offload", "group"], ["--dtype", "bfloat16"]])
+def test_explain_draws_with_real_wan_from_a_folder(real_model, tmp_path, more):
+    more = ["--dtype", "float32", *more]
+    asked = ["explain", "a cat in the rain", "--model", str(real_model), "--out", str(tmp_path)]
+    assert cli.main([*asked, "--device", "cpu", *SMALL_RUN, *more]) == 0
+    trace = wanviz.Trace.load(tmp_path / "video.trace")
+    assert trace.record["pipeline"] == "WanPipeline"
+    assert trace.record["dtype"] == ("bfloat16" if "bfloat16" in more else "float32")
+    assert {step["noise_expert"] for step in trace.record["steps"]} == {"high", "low"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(cli.FILES.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "says"),
+    [
+        (None, ["--offload", "group"], "for real Wan"),
+        ("folder", ["--offload", "group", "--device-map", "balanced"], "give one of them"),
+    ],
+)
+def test_options_that_do_not_go_with_a_model_get_a_sentence(
+    real_model, tmp_path, capsys, model, more, says
+):
+    chosen = [] if model is None else ["--model", str(real_model)]
+    assert cli.main(["explain", "a cat", "--out", str(tmp_path / "out"), *chosen, *more]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_kind_gets_a_sentence(real_model, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(real_model, broken)
+    (broken / "transformer" / "config.json").unlink()
+    assert cli.main(["explain", "a cat", "--out", str(tmp_path / "o"), "--model", str(broken)]) == 2
+    assert "cannot load" in capsys.readouterr().err

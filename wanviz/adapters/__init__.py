@@ -7,11 +7,13 @@ wanviz imports neither tinywan nor diffusers unless such a pipeline is given.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from wanviz.errors import OptionError
-from wanviz.events import Event, Moment, Request
+from wanviz.events import Clip, Event, Moment, Request
 from wanviz.hooks import HookSet
 from wanviz.layout import Anatomy
 from wanviz.words import EncodedPrompt
@@ -67,8 +69,61 @@ class Adapter(Protocol):
     def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...]) -> None:
         """Register the hooks that feed a sink."""
 
+    def observe(self, clip: Clip) -> None:
+        """Give the denoiser a noised video, once for each noise level, while hooks are attached."""
+
     def provenance(self) -> dict[str, Any]:
         """Model, device, dtype and versions, as JSON."""
+
+
+Draw = Callable[..., Any]  # draw(prompt, seed=…, **more arguments of the pipeline)
+
+
+def load_pipeline(
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    offload: str | None = None,
+    device_map: str | None = None,
+) -> tuple[Any, Draw]:
+    """A pipeline, and how to call it.
+
+    Args:
+        model: a checkpoint of tinywan; a folder in diffusers' format, or the id of one on the Hugging Face hub; None
+            is the tinywan that is shipped.
+        device: "cpu", "cuda", …; None takes a GPU for real Wan where there is one.
+        dtype: "float32", "bfloat16" or "float16"; None is float32 for tinywan and bfloat16 for real Wan.
+        offload: for real Wan, "model", "group" or "sequential": what waits in main memory.
+        device_map: for real Wan, "balanced" spreads it over all GPUs.
+
+    Returns:
+        The pipeline, and draw(prompt, seed=…, **more).
+
+    Raises:
+        OptionError: there is no such model, or an option does not go with it.
+    """
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise OptionError(f"dtype={dtype!r}: use float32, bfloat16 or float16")
+    if _is_diffusers(model):
+        try:
+            module = importlib.import_module(_MODULES["diffusers"])
+        except ImportError as error:
+            raise OptionError(f"real Wan needs {error.name}: pip install 'wanviz[wan]'") from error
+        return module.load_pipeline(model, device, dtype, offload, device_map)  # type: ignore[no-any-return]
+    if offload is not None or device_map is not None:
+        raise OptionError("offload and device_map are for real Wan; tinywan fits anywhere")
+    module = importlib.import_module(_MODULES["tinywan"])
+    return module.load_pipeline(model, device or "cpu", dtype or "float32")  # type: ignore[no-any-return]
+
+
+def _is_diffusers(model: str | None) -> bool:
+    """A folder with a model_index.json, or what looks like the id of a model on the hub."""
+    if model is None:
+        return False
+    path = Path(model)
+    if path.exists():
+        return (path / "model_index.json").exists()
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None
 
 
 def adapter_for(pipe: Any) -> Adapter:

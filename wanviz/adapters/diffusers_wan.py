@@ -9,6 +9,7 @@ class, a module's forward or a processor; what an object had in place of its met
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,12 +19,13 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, WanTransformer3DModel
+from diffusers.pipelines import pipeline_utils
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
-from wanviz.adapters import Sink
+from wanviz.adapters import Draw, Sink
 from wanviz.errors import CaptureError, CaptureWarning, OptionError
-from wanviz.events import Event, Kind, Moment, Request
+from wanviz.events import Clip, Event, Kind, Moment, Request, Shard
 from wanviz.grid import Grid, token_grid
 from wanviz.hooks import Arguments, HookSet, Keywords
 from wanviz.layout import Anatomy
@@ -67,6 +69,56 @@ def make_adapter(pipe: Any) -> DiffusersWanAdapter:
     return DiffusersWanAdapter(pipe)
 
 
+def load_pipeline(
+    model: str, device: str | None, dtype: str | None, offload: str | None, device_map: str | None
+) -> tuple[Any, Draw]:
+    """A pipeline from a folder or the hub, and how to call it.
+
+    Raises:
+        OptionError: it cannot be loaded, or it is of another kind.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if offload not in (None, *OFFLOADS):
+        raise OptionError(f"offload={offload!r}: use {', '.join(OFFLOADS)}")
+    if offload is not None and device_map is not None:
+        raise OptionError("offload and device_map both place the model: give one of them")
+    # the VAE's small numbers suffer in half precision, and it is small
+    dtypes = {"default": getattr(torch, dtype or "bfloat16"), "vae": torch.float32}
+    name = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"  # its older name
+    try:
+        pipe = DiffusionPipeline.from_pretrained(model, device_map=device_map, **{name: dtypes})
+    except (OSError, ValueError, ImportError) as error:
+        raise OptionError(
+            f"cannot load {model!r} ({error}): give a folder in diffusers' format or the id of one, e.g. "
+            "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+        ) from error
+    make_adapter(pipe)  # says what is wrong with it
+    if offload is not None:
+        OFFLOADS[offload](pipe, torch.device(device))
+    elif device_map is None:
+        pipe.to(device)
+
+    def draw(prompt: str, seed: int | None = None, **asked: Any) -> Any:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return pipe(prompt=prompt, generator=generator, **asked)
+
+    return pipe, draw
+
+
+def _offload_groups(pipe: Any, device: torch.device) -> None:
+    pipe.enable_group_offload(
+        onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
+    )
+
+
+OFFLOADS: dict[str, Callable[[Any, torch.device], None]] = {
+    "model": lambda pipe, device: pipe.enable_model_cpu_offload(device=device),
+    "group": _offload_groups,
+    "sequential": lambda pipe, device: pipe.enable_sequential_cpu_offload(device=device),
+}
+
+
 def plain(model: Any) -> Any:
     """The module itself, where it is wrapped by torch.compile."""
     return getattr(model, "_orig_mod", model)
@@ -88,6 +140,7 @@ class _Run:
     embeds: dict[str, Tensor] = field(
         default_factory=dict
     )  # branch -> what the first call was given
+    branches: tuple[str, ...] | None = None  # None: as the pipeline's guidance has it
     changed: bool = False  # whether a warning about other embeddings was given
 
 
@@ -225,12 +278,7 @@ class DiffusersWanAdapter:
         hooks.around(pipe, "prepare_latents", self._noise)
         hooks.around(pipe.video_processor, "postprocess_video", partial(self._decoded, sink))
         for name, model in self._models().items():
-            if getattr(model, "_parallel_config", None) is not None:
-                raise OptionError(
-                    "this transformer runs under context parallelism, where each process holds a part of "
-                    "the queries: capture without it"
-                )
-            reader = _Reader(self, sink, name, branches)
+            reader = _Reader(self, sink, name, branches, _parallel_mesh(model))
             hooks.around(model, "cache_context", reader.announce)
             hooks.before_call(model, partial(reader.begin, _bound(model.forward)))
             for layer, block in enumerate(model.blocks):
@@ -241,6 +289,60 @@ class DiffusersWanAdapter:
                     hooks.after(attention.norm_q, look.queries)
                     hooks.after(attention.norm_k, look.keys)
                     hooks.finally_after(attention, look.forget)
+
+    @torch.no_grad()
+    def observe(self, clip: Clip) -> None:
+        """Encode, add noise, and ask the noise expert of each level once."""
+        pipe = self._pipe
+        model = next(iter(self._models().values()))
+        config = model.config
+        if config.in_channels != config.out_channels:
+            raise OptionError(
+                f"this transformer reads {config.in_channels} channels, an image beside the latents: observe with "
+                "a text-to-video pipeline"
+            )
+        device, dtype = self._device(), model.dtype
+        encoded = pipe.vae.encode(clip.video.to(device, pipe.vae.dtype)).latent_dist.mode()
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1, 1).to(encoded)
+            for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+        )
+        latents = ((encoded - mean) / std).float()
+        generator = torch.Generator().manual_seed(clip.seed)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        embeds = pipe.encode_prompt(
+            prompt=clip.prompt,
+            negative_prompt=clip.negative_prompt,
+            do_classifier_free_guidance="uncond" in clip.branches,
+            max_sequence_length=TEXT_LENGTH,
+            device=device,
+        )
+        run = self._run
+        assert run is not None  # encode_prompt was listened to
+        steps = pipe.scheduler.config.num_train_timesteps
+        run.seeds, run.branches = (clip.seed,), clip.branches
+        run.sigmas = list(clip.sigmas)
+        run.timesteps = [steps * sigma for sigma in clip.sigmas]
+        boundary = pipe.config.get("boundary_ratio")
+        tokens = latents[0, 0].numel() // math.prod(config.patch_size)
+        for step, sigma in enumerate(clip.sigmas):
+            low = boundary is not None and sigma < boundary
+            expert = pipe.transformer_2 if low else pipe.transformer
+            noisy = ((1 - sigma) * latents + sigma * noise).to(dtype)
+            timestep = torch.full((1,), steps * sigma, device=device)
+            if pipe.config.get("expand_timesteps"):
+                timestep = timestep[:, None].expand(1, tokens)
+            for branch, rows in zip(("cond", "uncond"), embeds, strict=True):
+                if branch in clip.branches:
+                    told = {"step_index": step, "sigma": sigma}
+                    with expert.cache_context(branch, **told):
+                        expert(
+                            hidden_states=noisy,
+                            timestep=timestep,
+                            encoder_hidden_states=rows.to(dtype),
+                            return_dict=False,
+                        )
+        pipe.maybe_free_model_hooks()
 
     def provenance(self) -> dict[str, Any]:
         """What made the video."""
@@ -294,29 +396,32 @@ class DiffusersWanAdapter:
         pipe, videos = self._pipe, latents.shape[0]
         spatial = pipe.vae_scale_factor_spatial
         self._text_length = int(embeds.shape[1])
-        run.timesteps = [float(t) for t in pipe.scheduler.timesteps]
-        run.sigmas = [float(s) for s in pipe.scheduler.sigmas]
+        if not run.timesteps:
+            run.timesteps = [float(t) for t in pipe.scheduler.timesteps]
+            run.sigmas = [float(s) for s in pipe.scheduler.sigmas]
 
         def of_each(values: list[str | None]) -> list[str | None]:
             times = videos // max(1, len(values))
             return [value for value in values for _ in range(times)]
 
         prompts, negatives = of_each(run.prompts), of_each(run.negatives)
-        guided = bool(pipe.do_classifier_free_guidance)
+        if run.branches is None:
+            guided = bool(pipe.do_classifier_free_guidance)
+            run.branches = ("cond", "uncond") if guided else ("cond",)
+            scales = pipe.guidance_scale, getattr(pipe, "_guidance_scale_2", None)
+        else:
+            scales = None, None
         run.request = Request(
             prompts=tuple(
                 {"cond": prompt, "uncond": negative}
                 for prompt, negative in zip(prompts, negatives, strict=True)
             ),
-            branches=("cond", "uncond") if guided else ("cond",),
+            branches=run.branches,
             height=latents.shape[3] * spatial,
             width=latents.shape[4] * spatial,
             num_frames=(latents.shape[2] - 1) * pipe.vae_scale_factor_temporal + 1,
             num_inference_steps=int(context.get("num_inference_steps") or len(run.timesteps)),
-            guidance={
-                "guidance_scale": pipe.guidance_scale,
-                "guidance_scale_2": getattr(pipe, "_guidance_scale_2", None),
-            },
+            guidance=dict(zip(("guidance_scale", "guidance_scale_2"), scales, strict=True)),
             seeds=run.seeds or (None,) * videos,
             lengths=run.lengths,
         )
@@ -397,9 +502,15 @@ class _Reader:
     """What one transformer tells its sink."""
 
     def __init__(
-        self, adapter: DiffusersWanAdapter, sink: Sink, name: str, branches: tuple[str, ...]
+        self,
+        adapter: DiffusersWanAdapter,
+        sink: Sink,
+        name: str,
+        branches: tuple[str, ...],
+        mesh: Any,
     ) -> None:
         self._adapter, self._sink, self._name, self._branches = adapter, sink, name, branches
+        self._mesh = mesh  # of the processes that share the tokens; None where nobody does
         self._context: dict[str, Any] | None = None  # announced, and not yet followed by a call
         self.moment: Moment | None = None
         self.grid: Grid | None = None
@@ -447,6 +558,9 @@ class _Reader:
         turn = None
         if rotary is not None:  # each [1, l, 1, d], every angle twice
             turn = rotary[0][0, :, 0, 0::2], rotary[1][0, :, 0, 1::2]
+        shard = None
+        if self._mesh is not None:  # equal parts, in the order of the processes
+            shard = Shard(self._mesh.get_local_rank() * q.shape[1], self._mesh.get_group())
         for video in range(q.shape[0]):
             event = Event(
                 kind=kind,
@@ -458,6 +572,7 @@ class _Reader:
                 q=q[video].unflatten(-1, (heads, -1)).transpose(0, 1),
                 k=k[video].unflatten(-1, (heads, -1)).transpose(0, 1),
                 rotary=turn,
+                shard=shard,
             )
             self._sink.consume(event)
 
@@ -489,6 +604,27 @@ class _Look:
     def forget(self) -> None:
         """The attention is done, or broke off."""
         self._q = self._rotary = None
+
+
+def _parallel_mesh(model: Any) -> Any:
+    """The processes that share a transformer's tokens; None where there is but one.
+
+    Raises:
+        OptionError: they share in a way whose parts cannot be told.
+    """
+    parallel = getattr(model, "_parallel_config", None)
+    if parallel is None:
+        return None
+    context = getattr(parallel, "context_parallel_config", None)
+    uneven = [
+        name for name in ("ulysses_anything", "ring_anything") if getattr(context, name, False)
+    ]
+    if context is None or uneven:
+        raise OptionError(
+            "wanviz watches context parallelism with equal parts of the tokens, and this transformer runs "
+            f"with {uneven[0] if uneven else 'another kind of parallelism'}: leave it out"
+        )
+    return context._flattened_mesh
 
 
 def _bound(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:

@@ -12,9 +12,9 @@ import tinywan
 import torch
 from torch import Tensor
 
-from wanviz.adapters import Sink
+from wanviz.adapters import Draw, Sink
 from wanviz.errors import OptionError
-from wanviz.events import Event, Kind, Moment, Request
+from wanviz.events import Clip, Event, Kind, Moment, Request
 from wanviz.grid import Grid, token_grid
 from wanviz.hooks import HookSet
 from wanviz.layout import Anatomy
@@ -42,9 +42,12 @@ def make_adapter(pipe: Any) -> TinywanAdapter:
     return TinywanAdapter(pipe)
 
 
-def load_pipeline(path: str | None, device: str) -> tinywan.TextToVideoPipeline:
-    """The pipeline of a checkpoint folder; None is the checkpoint that comes with the package."""
-    return tinywan.TextToVideoPipeline.from_pretrained(path, device=device)
+def load_pipeline(
+    path: str | None, device: str, dtype: str
+) -> tuple[tinywan.TextToVideoPipeline, Draw]:
+    """The pipeline of a checkpoint folder, which is called as it is; None is the shipped checkpoint."""
+    pipe = tinywan.TextToVideoPipeline.from_pretrained(path, device, getattr(torch, dtype))
+    return pipe, pipe
 
 
 class TinywanAdapter:
@@ -59,6 +62,8 @@ class TinywanAdapter:
         self._running: tinywan.GenerationRequest | None = None  # the request told last
         self._call: tinywan.DenoiserCall | None = None  # the denoiser call told last
         self._request: Request | None = None
+        self._observed: Request | None = None  # of a video that is looked at, not drawn
+        self._told: Moment | None = None  # its denoiser call, once
         self._counted: dict[str, int] = {}  # prompt -> its keys
 
     def hook_names(self) -> tuple[str, ...]:
@@ -70,6 +75,8 @@ class TinywanAdapter:
 
     def request(self) -> Request | None:
         """The generation that runs now."""
+        if self._observed is not None:
+            return self._observed
         running = self._pipe.current_request
         if running is None:
             return None
@@ -205,6 +212,35 @@ class TinywanAdapter:
 
         hooks.after(self._pipe.taps["frames"], decoded)
 
+    @torch.inference_mode()
+    def observe(self, clip: Clip) -> None:
+        """Encode, add noise, and ask the noise expert of each level once."""
+        pipe = self._pipe
+        self._observed = Request(
+            prompts=({"cond": clip.prompt, "uncond": clip.negative_prompt},),
+            branches=clip.branches,
+            height=clip.video.shape[3],
+            width=clip.video.shape[4],
+            num_frames=clip.video.shape[2],
+            num_inference_steps=len(clip.sigmas),
+            guidance={"guidance_scale": None, "guidance_scale_2": None},
+            seeds=(clip.seed,),
+        )
+        self.grid(self._observed)  # says what is wrong with a size
+        prompts = {"cond": clip.prompt, "uncond": clip.negative_prompt}
+        latents = pipe.vae.encode(clip.video.to(pipe.device, pipe.dtype)).float()
+        generator = torch.Generator().manual_seed(clip.seed)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        embeds = pipe.encode_prompt([prompts[branch] for branch in clip.branches])
+        for step, sigma in enumerate(clip.sigmas):
+            high = sigma >= pipe.config.boundary_ratio
+            expert = "high" if high else "low"
+            self._told = Moment(step, sigma, 1000 * sigma, expert, clip.branches)
+            noisy = (1 - sigma) * latents + sigma * noise
+            model = pipe.transformer if high else pipe.transformer_2
+            timestep = torch.full((1,), 1000 * sigma, device=pipe.device)
+            model(noisy.repeat(len(clip.branches), 1, 1, 1, 1).to(pipe.dtype), timestep, embeds)
+
     def provenance(self) -> dict[str, Any]:
         """What made the video."""
         return {
@@ -221,6 +257,9 @@ class TinywanAdapter:
 
     def next_moment(self) -> Moment | None:
         """The pipeline's denoiser call, once; None for a forward that somebody else makes."""
+        if self._observed is not None:
+            told, self._told = self._told, None
+            return told
         call = self._pipe.current_call
         if call is None or call is self._call:
             return None
