@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import shutil
 import signal
@@ -106,18 +107,25 @@ def explain(arguments: argparse.Namespace) -> None:
 
 def sweep_prompts(arguments: argparse.Namespace) -> int:
     """`wanviz sweep`: a trace for every prompt of a file; under torchrun, shared among the processes."""
+    from wanviz.adapters import is_diffusers
     from wanviz.sweep import read_lines, sweep, write_index
 
     rank, world = (
         int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1))
     )
-    lines = read_lines(arguments.prompts)
+    asked = {name: getattr(arguments, name) for name in ("model", "dtype", "frames")}
+    lines = read_lines(arguments.prompts, made_with=json.dumps(asked))
     if world > 1:
+        import torch
         import torch.distributed as dist
 
         dist.init_process_group(
             "gloo", timeout=timedelta(days=30)
         )  # the slowest line may take long
+        if arguments.device_map is not None:
+            raise OptionError("each process has a GPU of its own: leave --device-map out")
+        if arguments.device is None and is_diffusers(arguments.model):
+            arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
         if (arguments.device or "").startswith("cuda"):
             arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
     if rank == 0:

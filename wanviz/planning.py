@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from wanviz.adapters import Adapter
 from wanviz.errors import OptionError
 from wanviz.events import Request
+from wanviz.frame_masses import SAMPLED_ROWS, frame_work_bytes
 from wanviz.layout import STDERR, ArraySpec, Options, Subject, format_bytes, layout
-from wanviz.reducers import SAMPLED_ROWS, work_bytes
+from wanviz.running import work_bytes
 from wanviz.words import only_words
 
 
@@ -19,7 +20,7 @@ class Plan:
     arrays: tuple[ArraySpec, ...]
     extra_flops: int  # arithmetic that the capture adds
     model_flops: int  # arithmetic of the generation's denoiser, estimated
-    work_bytes: int  # largest buffers that exist for a moment, about
+    work_bytes: int  # largest buffers that exist for a moment, about; on the model's device, as what is kept
 
     @property
     def nbytes(self) -> int:
@@ -90,12 +91,14 @@ def make_plan(subject: Subject, options: Options, request: Request) -> Plan:
         seen = a.grid.tokens if whole else a.grid.frames
         per_event += len(options.branches) * 2 * heads * rows * seen * a.frame_head_width
     guided = any(scale is not None and scale > 1 for scale in request.guidance.values())
-    logits = 4 * a.heads * a.grid.tokens * a.text_length
-    if options.frames is not None and whole:  # one head at a time, whose keys are held as float32
-        logits = max(logits, 4 * rows * a.grid.tokens)
+    logits = 4 * a.heads * a.grid.tokens * (a.text_length + a.head_width)
+    work = 2 * min(work_bytes(a.device), logits)
+    if options.frames is not None and whole:
+        width, frames = a.frame_head_width, a.grid.frames
+        work = max(work, frame_work_bytes(a.grid.tokens, width, frames, rows, a.device))
     return Plan(
         arrays=layout(subject, options),
         extra_flops=steps * layers * per_event,
         model_flops=subject.steps * a.forward_flops * (2 if guided else 1),
-        work_bytes=2 * min(work_bytes(a.device), logits),
+        work_bytes=work,
     )

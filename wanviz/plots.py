@@ -136,7 +136,9 @@ def plot_frames(trace: Trace, *, layer: int | Literal["all"] | None = None) -> P
         layers = [int(number) for number in trace.maps["layer"].layer.values]
     else:
         layers = [layer]
-    masses = [trace.frame_attention(layer=number)["mass"].values for number in layers]
+    found = [trace.frame_attention(layer=number) for number in layers]
+    masses = [one["mass"].values for one in found]
+    sampled = [float(one["stderr"].max()) for one in found if "stderr" in one]
     columns = min(len(masses), 4)
     rows = -(-len(masses) // columns)
     size = 3.4 if len(masses) == 1 else 1.9
@@ -161,7 +163,8 @@ def plot_frames(trace: Trace, *, layer: int | Literal["all"] | None = None) -> P
             figure,
             "Frames looking at frames" + (f", {where}" if where else ""),
             "by latent frame, named by its video frames"
-            + ("; hatched: not computed" if missing else ""),
+            + ("; hatched: not computed" if missing else "")
+            + (f"; sampled, standard errors up to {max(sampled):.2g}" if sampled else ""),
         )
     own = [f"{float(np.nanmean(np.diag(mass))):.2g}" for mass in masses]
     figure.summary = (
@@ -187,7 +190,9 @@ def plot_routing(trace: Trace) -> Plot:
         figure, axes = _grid(1, 1 if load is None else 2, (8.4, 3.1))
         _noise_timeline(axes[0, 0], steps)
         experts = sum(step["noise_expert"] == "high" for step in steps)
-        summary = f"routing: {len(steps)} steps, {experts} by the high-noise expert"
+        summary = f"routing: {len(steps)} steps, "
+        two = any(step["noise_expert"] for step in steps)
+        summary += f"{experts} by the high-noise expert" if two else "one denoiser for all"
         if load is not None:
             table = load.mean("step").transpose("layer", "token_expert")
             _load_table(figure, axes[0, 1], table.values, [int(i) for i in table.layer.values])
@@ -324,14 +329,15 @@ def _frame_matrix(axis: Axes, mass: NDArray[Any], labels: list[str], *, numbers:
 
 
 def _noise_timeline(axis: Axes, steps: list[dict[str, Any]]) -> None:
-    for expert, color in NOISE_COLORS.items():
+    one = not any(step["noise_expert"] for step in steps)
+    for expert, color in ({"": NOISE_COLORS["low"]} if one else NOISE_COLORS).items():
         own = [step for step in steps if step["noise_expert"] == expert]
         axis.bar(
             [step["step"] for step in own],
             [step["sigma"] for step in own],
             width=0.85,
             color=color,
-            label=f"{expert}-noise expert ({len(own)})",
+            label=f"one denoiser ({len(own)})" if one else f"{expert}-noise expert ({len(own)})",
         )
     axis.set_xlabel("step", fontsize=_SMALL + 1)
     axis.set_ylabel("noise level sigma", fontsize=_SMALL + 1)

@@ -116,6 +116,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
         "alpha": [views.LEAST_ALPHA, views.MOST_ALPHA],
         "colors": _base64(views.colors().tobytes()),
         "frames": _frame_matrices(trace, layers),
+        "framesError": _frame_errors(trace, layers),
         "steps": [
             {name: step[name] for name in ("step", "sigma", "noise_expert")}
             for step in trace.record["steps"]
@@ -180,6 +181,17 @@ def _frame_matrices(trace: Trace, layers: tuple[int, ...]) -> list[Any] | None:
     ]
 
 
+def _frame_errors(trace: Trace, layers: tuple[int, ...]) -> list[str] | None:
+    """The largest standard error of each matrix, where rows were sampled."""
+    try:
+        found = [trace.frame_attention(layer=layer) for layer in (None, *layers)]
+    except (KeepError, CaptureError):
+        return None
+    if any("stderr" not in one for one in found):
+        return None
+    return [f"{float(np.nan_to_num(one['stderr']).max()):.1g}" for one in found]
+
+
 def _load(trace: Trace) -> list[list[float]] | None:
     try:
         load = trace.routing.get("load")
@@ -197,7 +209,8 @@ def _facts(trace: Trace) -> str:
     high = sum(step["noise_expert"] == "high" for step in record["steps"])
     total = len(record["steps"])
     ran = views.steps_that_ran(trace) or f"{total} steps"
-    parts = [f"{ran} ({high} high-noise, {total - high} low-noise)"]
+    two = any(step["noise_expert"] for step in record["steps"])
+    parts = [f"{ran} ({high} high-noise, {total - high} low-noise)" if two else ran]
     if record.get("seed") is not None:
         parts.insert(0, f"seed {record['seed']}")
     return " · ".join([str(record.get("model", "unknown model")), *parts])

@@ -19,7 +19,8 @@ from wanviz.events import Event, Moment, Request
 from wanviz.grid import pixel_frame_label
 from wanviz.layout import NO_PADDING, Options, Subject, format_bytes, layout
 from wanviz.planning import make_plan, make_subject
-from wanviz.reducers import AnyReducer, WordMasses, full_precision, make_reducers
+from wanviz.reducers import AnyReducer, WordMasses, make_reducers
+from wanviz.running import full_precision
 from wanviz.trace import Trace
 from wanviz.words import split_words
 
@@ -34,6 +35,8 @@ class _Video:
     seen: dict[tuple[str, str], set[tuple[int, int]]]  # … -> layer, step
     frames: NDArray[np.uint8] | None = None
     failures: dict[str, Exception] = field(default_factory=dict)
+    devices: set[torch.device] = field(default_factory=set)  # where its tensors came from
+    group: Any = None  # of torch.distributed, where processes share the video
 
     def consume(self, event: Event) -> None:
         """Reduce one event; a failure switches that reducer off and is told at the end."""
@@ -45,13 +48,31 @@ class _Video:
                 continue
             tensor = event.q if event.q is not None else event.expert_ids
             assert tensor is not None
+            self.devices.add(tensor.device)
             try:
                 with full_precision(tensor.device):
                     reducer.consume(event)
-            except Exception as error:
-                self.failures[what] = error
+            except Exception as error:  # without its frames, which hold the model's tensors
+                self.failures[what] = error.with_traceback(None)
             else:
                 self.seen[branch, what].add((event.layer, event.moment.step))
+        if event.shard is not None:
+            self.group = event.shard.group
+
+    def agree(self, broken: bool) -> None:
+        """Where several processes share a video, what failed in one has failed in all."""
+        if self.group is None:
+            return
+        if broken:  # the others may never come: do not wait for them
+            self.failures["words"] = CaptureError("the run broke off while processes shared it")
+            return
+        kinds = sorted({what for _, what in self.reducers})
+        flags = torch.tensor([float(what in self.failures) for what in kinds])
+        flags = flags.to(next(iter(self.devices), "cpu"))
+        torch.distributed.all_reduce(flags, group=self.group)
+        for what, failed in zip(kinds, flags.tolist(), strict=True):
+            if failed and what not in self.failures:
+                self.failures[what] = CaptureError("it failed in another process")
 
     def finish(self) -> dict[str, NDArray[Any]]:
         """Every kept array."""
@@ -212,12 +233,17 @@ class Session:
                     "another prompt, or were changed"
                 )
 
+    def failed(self, video: int, what: str, error: Exception) -> None:
+        """The adapter could not tell an event."""
+        if video < len(self._videos):
+            self._videos[video].failures.setdefault(what, error.with_traceback(None))
+
     def consume(self, event: Event) -> None:
         """Reduce one event; never raises."""
         if event.video < len(self._videos):
             self._videos[event.video].consume(event)
 
-    def video(self, frames: Sequence[torch.Tensor], number: int = 0) -> None:
+    def video(self, frames: Sequence[torch.Tensor] | torch.Tensor, number: int = 0) -> None:
         """Keep a decoded video as bytes; it can only belong to the watched generation."""
         if self._request is None or self._adapter.request() is not self._request:
             return
@@ -247,6 +273,8 @@ class Session:
             if not broken:
                 raise CaptureError(self._why_empty)
             return
+        for video in self._videos:
+            video.agree(broken)
         self.trace.fill(*(self._contents(request, number) for number in range(len(self._videos))))
         if not broken:
             self._tell()
@@ -294,7 +322,7 @@ class Session:
             "observed": self._observed,
             "prompt": told["cond"],
             "negative_prompt": told.get("uncond"),
-            "truncated_at": video.subject.prompts["cond"].truncated_at,
+            "truncated_at": video.subject.prompts[self._options.branches[0]].truncated_at,
             "seed": request.seeds[number],
             "height": request.height,
             "width": request.width,

@@ -21,17 +21,18 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from wanviz.capture import capture
-from wanviz.errors import OptionError, WanvizError
+from wanviz.errors import OptionError, ReportError, WanvizError
 from wanviz.files import write_whole
 from wanviz.trace import Trace
 
 INDEX = "index.parquet"
-NOT_OURS = (
-    "generator",
-    "latents",
-    "prompt_embeds",
-    "callback_on_step_end",
-)  # not to be written in JSON
+NOT_OURS = {  # arguments of a pipeline that a line cannot have
+    "generator": "JSON cannot hold: give a seed",
+    "latents": "JSON cannot hold: give a seed",
+    "prompt_embeds": "JSON cannot hold: give a prompt",
+    "callback_on_step_end": "JSON cannot hold",
+    "num_videos_per_prompt": "would give one line several traces: give several lines",
+}
 Draw = Callable[..., Any]  # draw(prompt, seed=…, **asked): calls the pipeline
 
 
@@ -42,22 +43,27 @@ class Line:
     number: int  # from 1
     prompt: str
     asked: dict[str, Any]  # more arguments of the pipeline
+    made_with: str = ""  # model and options of the command, so that other ones make other traces
 
     @property
     def name(self) -> str:
         """The name of its files: its number, and a hash of all that was asked."""
-        text = json.dumps([self.prompt, self.asked], sort_keys=True, ensure_ascii=True)
+        text = json.dumps([self.prompt, self.asked, self.made_with], sort_keys=True)
         return f"{self.number:05d}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path, made_with: str = "") -> list[Line]:
     """Every prompt of a file.
+
+    Args:
+        path: of JSON lines.
+        made_with: what else tells traces apart: model and options.
 
     Raises:
         OptionError: the file is missing, or a line is not what it should be; its number is told.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line breaks
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
             f"cannot read {str(path)!r} ({error}): give a file of JSON lines"
@@ -75,12 +81,10 @@ def read_lines(path: Path) -> list[Line]:
         if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
             raise OptionError(f'line {number} of {str(path)!r} has no "prompt": {hint}')
         asked = {name: value for name, value in found.items() if name != "prompt"}
-        for name in NOT_OURS:
+        for name, why in NOT_OURS.items():
             if name in asked:
-                raise OptionError(
-                    f"line {number} of {str(path)!r} has {name!r}, which JSON cannot hold"
-                )
-        lines.append(Line(number, found["prompt"], asked))
+                raise OptionError(f"line {number} of {str(path)!r} has {name!r}, which {why}")
+        lines.append(Line(number, found["prompt"], asked, made_with))
     if not lines:
         raise OptionError(f"{str(path)!r} has no prompts: {hint}")
     return lines
@@ -128,7 +132,7 @@ def sweep(
         except Exception as error:
             failed += 1
             text = "".join(traceback.format_exception(error))
-            write_whole(note, text.encode(), "the error", OptionError)
+            write_whole(note, text.encode(), "the error", ReportError)
         else:
             note.unlink(missing_ok=True)
     return failed

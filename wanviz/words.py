@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import html
 import logging
 import re
 import unicodedata
@@ -99,9 +100,15 @@ def only_words(
     """
     kept: set[int] = set()
     for phrase in phrases:
-        if absent == "error" or find_phrase(encoded, phrase.strip()):
+        try:
             spans = phrase_spans(encoded, phrase, "all")
+        except PhraseError:
+            if absent == "error":
+                raise
+        else:
             kept.update(index for index, _ in token_weights(encoded, spans))
+    if len(kept) == len(encoded.tokens):
+        return encoded
     columns = tuple(sorted(kept))
     return replace(
         encoded,
@@ -186,6 +193,17 @@ def find_phrase(encoded: EncodedPrompt, phrase: str) -> tuple[tuple[int, int], .
     return tuple(found)
 
 
+def _cleaned(phrase: str) -> str:
+    """A phrase as Wan cleans its prompts: odd characters repaired, white space collapsed."""
+    try:
+        import ftfy
+    except ImportError:  # diffusers cleans without it as well where it is missing
+        repaired = phrase
+    else:
+        repaired = ftfy.fix_text(phrase)
+    return " ".join(html.unescape(html.unescape(repaired)).split())
+
+
 def _glued(text: str, edge: int) -> bool:
     """Whether the characters on both sides of an edge belong to one spelled word."""
     return 0 < edge < len(text) and all(
@@ -219,7 +237,7 @@ def phrase_spans(
     if not isinstance(phrase, str) or not phrase.strip():
         raise PhraseError(f"phrase={phrase!r} is empty: give characters of {encoded.text!r}")
     phrase = phrase.strip()
-    spans = find_phrase(encoded, phrase)
+    spans = find_phrase(encoded, phrase) or find_phrase(encoded, _cleaned(phrase))
     if not spans:
         raise PhraseError(_absent(encoded, phrase))
     if occurrence == "all":

@@ -145,7 +145,7 @@ def test_padding_keys_that_differ_are_computed_one_by_one(pipe, generate):
 def test_large_layers_are_reduced_in_chunks_with_the_same_result(pipe, generate, monkeypatch):
     with wanviz.capture(pipe) as whole:
         generate()
-    monkeypatch.setattr("wanviz.reducers.WORK_BYTES", {"cpu": 1000})
+    monkeypatch.setattr("wanviz.running.WORK_BYTES", {"cpu": 1000})
     with wanviz.capture(pipe) as chunked:
         generate()
     np.testing.assert_allclose(

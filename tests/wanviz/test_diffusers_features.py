@@ -39,7 +39,7 @@ def leaf_offload(model: Any) -> None:
 
 
 def layerwise_casting(model: Any) -> None:
-    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
 
 
 def lora(model: Any) -> None:
@@ -113,9 +113,11 @@ def usual() -> np.ndarray:
     return masses(trace)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FEATURES)
-def test_a_feature_keeps_its_bits_its_structure_and_its_maps(name, usual):
-    pipe = each_transformer(real.wan22(), FEATURES[name])
+def test_a_feature_keeps_its_bits_its_structure_and_its_maps(name, dtype, usual):
+    pipe = each_transformer(real.wan22(), lambda model: model.to(dtype))
+    each_transformer(pipe, FEATURES[name])
     plain, before = real.draw(pipe), fingerprint(pipe)
     with wanviz.capture(pipe, **OPTIONS) as trace:
         watched = real.draw(pipe)
@@ -124,7 +126,7 @@ def test_a_feature_keeps_its_bits_its_structure_and_its_maps(name, usual):
     assert np.array_equal(plain, real.draw(pipe))
     assert trace.record["not_computed"] == {}
     np.testing.assert_allclose(masses(trace).sum(axis=3), 2.0, atol=1e-4)  # of two branches
-    if name not in CHANGES_THE_MODEL:
+    if name not in CHANGES_THE_MODEL and dtype == torch.float32:
         np.testing.assert_allclose(masses(trace), usual, atol=1e-5)
 
 
@@ -181,6 +183,50 @@ def test_attention_that_is_broadcast_is_not_computed():
     assert 0 < computed.sum() < 4
 
 
+def caches() -> dict[str, Callable[[], Any]]:
+    """What else diffusers offers to save work from step to step, and runs with Wan."""
+    import diffusers.hooks as hooks
+
+    return {
+        "MagCache": lambda: hooks.MagCacheConfig(
+            threshold=1.0, retention_ratio=0.1, num_inference_steps=6, mag_ratios=[1.0] * 12
+        ),
+        "SeaCache": lambda: hooks.SeaCacheConfig(threshold=100.0),
+        "TaylorSeer": lambda: hooks.TaylorSeerCacheConfig(
+            cache_interval=2, disable_cache_before_step=1
+        ),
+        "TextKV": lambda: hooks.TextKVCacheConfig(),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::wanviz.CaptureWarning")
+@pytest.mark.parametrize("name", ["MagCache", "SeaCache", "TaylorSeer", "TextKV"])
+def test_other_caches_keep_their_bits_and_what_they_skip_is_not_computed(name):
+    pipe = real.wan21(num_layers=3)
+    pipe.transformer.enable_cache(caches()[name]())
+    plain = real.draw(pipe, num_inference_steps=6)
+    ran: list[int] = []
+    handles = [
+        block.attn2.norm_k.register_forward_hook(lambda m, a, out, layer=layer: ran.append(layer))
+        for layer, block in enumerate(pipe.transformer.blocks)
+    ]
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        watched = real.draw(pipe, num_inference_steps=6)
+    for handle in handles:
+        handle.remove()
+    assert np.array_equal(plain, watched)
+    assert np.array_equal(plain, real.draw(pipe, num_inference_steps=6))
+    computed = sum(
+        int(np.isfinite(trace.branch(branch).maps["layer", "step"].values).all((2, 3, 4, 5)).sum())
+        for branch in ("cond", "uncond")
+    )
+    assert computed == len(ran)
+    skipped = sum(
+        len(found) for key, found in trace.record["not_computed"].items() if "words" in key
+    )
+    assert computed + skipped == 3 * 6 * 2
+
+
 COMPILED: dict[str, Callable[[Any], None]] = {
     "torch.compile": lambda pipe: setattr(
         pipe, "transformer", torch.compile(pipe.transformer, backend="eager")
@@ -192,11 +238,12 @@ COMPILED: dict[str, Callable[[Any], None]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", COMPILED)
-def test_a_compiled_model_is_watched_eagerly_and_runs_compiled_again(name):
+def test_a_compiled_model_is_watched_eagerly_and_runs_compiled_again(name, dtype):
     torch._dynamo.reset()
-    eager = real.draw(real.wan21())
-    pipe = real.wan21()
+    eager = real.draw(each_transformer(real.wan21(), lambda model: model.to(dtype)))
+    pipe = each_transformer(real.wan21(), lambda model: model.to(dtype))
     COMPILED[name](pipe)
     compiled = real.draw(pipe)
     with wanviz.capture(pipe, **OPTIONS) as trace:
@@ -250,3 +297,19 @@ def test_image_keys_stand_apart_from_the_words(monkeypatch):
     assert set(keys) == {512}
     assert trace.record["image_keys"] == "attended apart"
     np.testing.assert_allclose(masses(trace).sum(axis=3), 2.0, atol=1e-4)
+
+
+def test_expanded_timesteps_are_one_noise_level():
+    """Wan2.2-TI2V-5B tells every token its own timestep."""
+    pipe = real.wan21()
+    pipe.register_to_config(expand_timesteps=True)
+    plain = real.draw(pipe)
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        assert np.array_equal(real.draw(pipe), plain)
+    assert trace.record["fps"] == 24
+    assert [step["timestep"] for step in trace.record["steps"]] == [
+        float(t) for t in pipe.scheduler.timesteps
+    ]
+    video = np.zeros((9, 32, 48, 3), np.uint8)
+    looked = wanviz.observe(pipe, video, real.ENGLISH, sigmas=(0.5,))
+    assert looked.record["not_computed"] == {}

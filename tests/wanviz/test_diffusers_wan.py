@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 import wanviz
 
@@ -397,3 +398,104 @@ def test_a_trace_of_real_wan_survives_a_file_and_makes_a_report(wan22, tmp_path)
     wanviz.report(trace, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert json.dumps("旗袍").strip('"') in page
+
+
+@pytest.mark.parametrize("words", [["rain"], ["a woman", "rain"]])
+def test_kept_words_leave_the_other_branch_what_it_has(wan22, words):
+    with wanviz.capture(wan22, words=words, branches=("cond", "uncond"), keep=[()]) as trace:
+        real.draw(wan22, negative_prompt="")
+    assert trace.branch("uncond").tokens == ()
+    for branch in ("cond", "uncond"):
+        part = trace.branch(branch)
+        total = part.maps[()].sum("token") + part.special[()].sum("kind")
+        np.testing.assert_allclose(total.values, 1.0, atol=CLOSE)
+
+
+def test_a_prompt_that_is_kept_whole_has_no_others(wan21):
+    with wanviz.capture(wan21, words=["rain"], keep=[()]) as trace:
+        real.draw(wan21, "rain")
+    assert list(trace.special[()].kind.values) == ["end_of_text", "padding"]
+
+
+def test_a_callback_may_encode_another_prompt_on_the_way(wan21):
+    def swap(pipe, step, timestep, kwargs):
+        embeds, _ = pipe.encode_prompt("a cat", "blurred", max_sequence_length=64)
+        return {"prompt_embeds": embeds} if step == 0 else {}
+
+    with (
+        pytest.warns(wanviz.CaptureWarning) as told,
+        wanviz.capture(wan21, keep=[("step",)]) as trace,
+    ):
+        real.draw(wan21, max_sequence_length=64, callback_on_step_end=swap)
+    assert any("reads other embeddings" in str(w.message) for w in told)
+    finite = np.isfinite(trace.maps["step"].values).all(axis=(1, 2, 3, 4))
+    assert list(finite) == [True, False, False]
+
+
+def test_guidance_that_comes_on_the_way_keeps_the_steps(wan21, monkeypatch):
+    """Older pipelines do not tell the step; here none does."""
+    original = type(wan21.transformer).cache_context
+    monkeypatch.setattr(
+        type(wan21.transformer), "cache_context", lambda self, name, **told: original(self, name)
+    )
+    embeds = embeds_of(wan21, real.ENGLISH)
+
+    def guide(pipe, step, timestep, kwargs):
+        pipe._guidance_scale = 3.0 if step == 0 else pipe._guidance_scale
+        return {}
+
+    with wanviz.capture(wan21, prompt=real.ENGLISH, keep=[("step",)]) as trace:
+        real.draw(wan21, guidance_scale=1.0, callback_on_step_end=guide, **embeds)
+    assert [step["step"] for step in trace.record["steps"]] == [0, 1, 2]
+    assert np.isfinite(trace.maps["step"].values).all()
+
+
+def test_the_negative_branch_alone_needs_no_words_of_the_other(wan21):
+    embeds = embeds_of(wan21, real.ENGLISH)
+    with wanviz.capture(wan21, branches=("uncond",)) as trace:
+        real.draw(
+            wan21, prompt_embeds=embeds["prompt_embeds"], negative_prompt="blurred",
+            max_sequence_length=64,
+        )  # fmt: skip
+    assert trace.prompt == "blurred"
+    assert trace.record["prompt"] is None
+
+
+def test_a_reducer_that_fails_holds_no_tensor(wan21, monkeypatch):
+    def fail(self, event):
+        raise ValueError("no")
+
+    monkeypatch.setattr("wanviz.frame_masses.FrameMasses.consume", fail)
+    with pytest.raises(wanviz.CaptureError, match="frames could not be captured") as error:
+        with wanviz.capture(wan21) as trace:
+            real.draw(wan21)
+    assert error.value.__cause__.__traceback__ is None
+    assert np.isfinite(trace.word_map("rain")).all()
+
+
+def test_a_pipeline_that_does_not_tell_its_branches_is_refused(wan21):
+    from diffusers import WanVideoToVideoPipeline
+
+    parts = {
+        name: getattr(wan21, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")
+    }
+    other = WanVideoToVideoPipeline(**parts, transformer=wan21.transformer)
+    with pytest.raises(wanviz.OptionError, match="does not say which branch"):
+        wanviz.hook_names(other)
+
+
+def test_one_denoiser_is_called_so_in_pictures_and_report(wan21, tmp_path):
+    with wanviz.capture(wan21) as trace:
+        real.draw(wan21)
+    assert "one denoiser for all" in wanviz.plot_routing(trace).summary
+    wanviz.report(trace, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "high-noise, " not in page
+
+
+def test_a_picture_of_sampled_frames_tells_their_error():
+    pipe = real.wan21()
+    with wanviz.capture(pipe) as trace:
+        real.draw(pipe, height=128, width=192, num_inference_steps=1)
+    texts = [text.get_text() for text in wanviz.plot_frames(trace).findobj(match=Text)]
+    assert any("standard errors up to" in text for text in texts)

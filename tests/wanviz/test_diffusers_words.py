@@ -147,6 +147,16 @@ def test_the_prompt_is_cleaned_as_the_pipeline_cleans_it(adapter):
     assert [word.text for word in split_words(encoded)] == ["a", "cat", "a", "dog"]
 
 
+def test_a_phrase_is_cleaned_as_its_prompt_was(adapter):
+    pytest.importorskip(
+        "ftfy", reason="diffusers cleans full-width forms with it where it is there"
+    )
+    encoded = adapter.encode("ＡＢＣ cat &amp; ﬁsh")
+    for phrase in ("ＡＢＣ", "ABC", "cat &amp; ﬁsh", "cat  & fish"):
+        ((start, stop),) = phrase_spans(encoded, phrase)
+        assert encoded.text[start:stop] in ("ABC", "cat & fish")
+
+
 def test_tokens_are_those_that_the_pipeline_reads(adapter):
     pipe = adapter._pipe
     for prompt in prompts()[:200]:

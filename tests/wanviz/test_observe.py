@@ -130,6 +130,8 @@ def test_options_of_capture_hold(pipe, video):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"pipe": "wan2.1", "video": np.zeros((8, 32, 48, 3), np.uint8)}, "num_frames=8"),
+        ({"pipe": "wan2.1", "video": np.zeros((9, 36, 48, 3), np.uint8)}, "height=36"),
         ({"video": np.zeros((9, 32, 48), np.uint8)}, r"shaped \(9, 32, 48\)"),
         ({"video": np.full((9, 32, 48, 3), 2.0)}, "uint8, or floats in"),
         ({"video": np.zeros((8, 32, 48, 3), np.uint8)}, "num_frames=8"),
@@ -139,8 +141,10 @@ def test_options_of_capture_hold(pipe, video):
     ],
 )
 def test_a_bad_video_or_level_gets_a_sentence(pipe, video, change, says):
+    asked = {"video": video, "prompt": PROMPT, **change}
+    watched = wan(asked.pop("pipe")) if "pipe" in asked else pipe
     with pytest.raises(wanviz.OptionError, match=says):
-        wanviz.observe(pipe, **{"video": video, "prompt": PROMPT, **change})
+        wanviz.observe(watched, **asked)
     with wanviz.capture(pipe):  # and the pipeline is as it was
         pipe(
             PROMPT,

@@ -100,6 +100,17 @@ def test_ctrl_c_leaves_whole_traces_alone(pipe, prompts, tmp_path):
     assert len(list(out.iterdir())) == 1
 
 
+def test_another_model_or_option_makes_other_traces(prompts):
+    names = [{line.name for line in read_lines(prompts, made_with)} for made_with in ("a", "b")]
+    assert not names[0] & names[1]
+
+
+def test_line_breaks_inside_a_prompt_do_not_cut_it(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False), encoding="utf-8")
+    assert [line.prompt for line in read_lines(path)] == ["a\u2028b"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -141,7 +152,9 @@ def test_two_processes_make_the_traces_of_one(prompts, model, tmp_path):
     lines, pipe = read_lines(prompts), tinywan.TextToVideoPipeline.from_pretrained(model)
     sweep(pipe, draw(pipe), lines, alone, progress_bar=False)
     for line in lines:
-        one, two = (wanviz.Trace.load(d / f"{line.name}.trace") for d in (alone, out))
+        one, two = (
+            wanviz.Trace.load(next(d.glob(f"{line.number:05d}-*.trace"))) for d in (alone, out)
+        )
         for name, array in one.contents.arrays.items():
             np.testing.assert_allclose(two.contents.arrays[name], array, atol=1e-6)
     assert len(pd.read_parquet(out / "index.parquet")) == 3

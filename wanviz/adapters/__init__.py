@@ -33,6 +33,9 @@ class Sink(Protocol):
     def consume(self, event: Event) -> None:
         """One layer did something; never raises."""
 
+    def failed(self, video: int, what: str, error: Exception) -> None:
+        """An event of "words" or "frames" could not be told; never raises."""
+
     def video(self, frames: Any, number: int = 0) -> None:
         """A decoded video, F frames of float [H, W, 3] in [0, 1]; never raises."""
 
@@ -104,19 +107,19 @@ def load_pipeline(
     """
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise OptionError(f"dtype={dtype!r}: use float32, bfloat16 or float16")
-    if _is_diffusers(model):
+    if is_diffusers(model):
         try:
-            module = importlib.import_module(_MODULES["diffusers"])
+            module = importlib.import_module("wanviz.adapters.diffusers_load")
         except ImportError as error:
             raise OptionError(f"real Wan needs {error.name}: pip install 'wanviz[wan]'") from error
-        return module.load_pipeline(model, device, dtype, offload, device_map)  # type: ignore[no-any-return]
+        return module.load_pipeline(model, device, dtype, offload, device_map)
     if offload is not None or device_map is not None:
         raise OptionError("offload and device_map are for real Wan; tinywan fits anywhere")
     module = importlib.import_module(_MODULES["tinywan"])
-    return module.load_pipeline(model, device or "cpu", dtype or "float32")  # type: ignore[no-any-return]
+    return module.load_pipeline(model, device or "cpu", dtype or "float32")
 
 
-def _is_diffusers(model: str | None) -> bool:
+def is_diffusers(model: str | None) -> bool:
     """A folder with a model_index.json, or what looks like the id of a model on the hub."""
     if model is None:
         return False

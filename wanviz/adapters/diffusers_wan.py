@@ -9,8 +9,6 @@ class, a module's forward or a processor; what an object had in place of its met
 from __future__ import annotations
 
 import inspect
-import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,14 +16,19 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, WanTransformer3DModel
-from diffusers.pipelines import pipeline_utils
+from diffusers import (
+    DiffusionPipeline,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
-from wanviz.adapters import Draw, Sink
-from wanviz.errors import CaptureError, CaptureWarning, OptionError
-from wanviz.events import Clip, Event, Kind, Moment, Request, Shard
+from wanviz.adapters import Sink
+from wanviz.adapters.diffusers_taps import Look, Reader, bound, parallel_mesh, takes_any
+from wanviz.errors import CaptureError, OptionError
+from wanviz.events import Clip, Kind, Moment, Request
 from wanviz.grid import Grid, token_grid
 from wanviz.hooks import Arguments, HookSet, Keywords
 from wanviz.layout import Anatomy
@@ -60,6 +63,11 @@ def make_adapter(pipe: Any) -> DiffusersWanAdapter:
             f"wanviz watches pipelines around a WanTransformer3DModel, and this {type(pipe).__name__} has "
             f"{kinds}"
         )
+    if not isinstance(pipe, WanPipeline | WanImageToVideoPipeline):
+        raise OptionError(
+            f"a {type(pipe).__name__} does not say which branch it computes: wanviz watches WanPipeline and "
+            "WanImageToVideoPipeline (and looks at a video that exists with `observe`)"
+        )
     if pipe.config.get("boundary_ratio") is not None and None in both:
         raise OptionError(
             f"this pipeline has boundary_ratio={pipe.config.boundary_ratio} and one transformer alone, so that "
@@ -67,56 +75,6 @@ def make_adapter(pipe: Any) -> DiffusersWanAdapter:
             "with a boundary, pipe.register_to_config(boundary_ratio=None)"
         )
     return DiffusersWanAdapter(pipe)
-
-
-def load_pipeline(
-    model: str, device: str | None, dtype: str | None, offload: str | None, device_map: str | None
-) -> tuple[Any, Draw]:
-    """A pipeline from a folder or the hub, and how to call it.
-
-    Raises:
-        OptionError: it cannot be loaded, or it is of another kind.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if offload not in (None, *OFFLOADS):
-        raise OptionError(f"offload={offload!r}: use {', '.join(OFFLOADS)}")
-    if offload is not None and device_map is not None:
-        raise OptionError("offload and device_map both place the model: give one of them")
-    # the VAE's small numbers suffer in half precision, and it is small
-    dtypes = {"default": getattr(torch, dtype or "bfloat16"), "vae": torch.float32}
-    name = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"  # its older name
-    try:
-        pipe = DiffusionPipeline.from_pretrained(model, device_map=device_map, **{name: dtypes})
-    except (OSError, ValueError, ImportError) as error:
-        raise OptionError(
-            f"cannot load {model!r} ({error}): give a folder in diffusers' format or the id of one, e.g. "
-            "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
-        ) from error
-    make_adapter(pipe)  # says what is wrong with it
-    if offload is not None:
-        OFFLOADS[offload](pipe, torch.device(device))
-    elif device_map is None:
-        pipe.to(device)
-
-    def draw(prompt: str, seed: int | None = None, **asked: Any) -> Any:
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return pipe(prompt=prompt, generator=generator, **asked)
-
-    return pipe, draw
-
-
-def _offload_groups(pipe: Any, device: torch.device) -> None:
-    pipe.enable_group_offload(
-        onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
-    )
-
-
-OFFLOADS: dict[str, Callable[[Any, torch.device], None]] = {
-    "model": lambda pipe, device: pipe.enable_model_cpu_offload(device=device),
-    "group": _offload_groups,
-    "sequential": lambda pipe, device: pipe.enable_sequential_cpu_offload(device=device),
-}
 
 
 def plain(model: Any) -> Any:
@@ -227,12 +185,15 @@ class DiffusersWanAdapter:
 
     def grid(self, request: Request) -> Grid:
         """The video tokens of a generation."""
+        return self._grid(request.num_frames, request.height, request.width)
+
+    def _grid(self, num_frames: int, height: int, width: int) -> Grid:
         model = next(iter(self._models().values()))
         spatial = self._pipe.vae_scale_factor_spatial
         return token_grid(
-            request.num_frames,
-            request.height,
-            request.width,
+            num_frames,
+            height,
+            width,
             vae_stride=(self._pipe.vae_scale_factor_temporal, spatial, spatial),
             patch_size=tuple(model.config.patch_size),
         )
@@ -277,14 +238,21 @@ class DiffusersWanAdapter:
         hooks.around(pipe, "encode_prompt", self._encoding)
         hooks.around(pipe, "prepare_latents", self._noise)
         hooks.around(pipe.video_processor, "postprocess_video", partial(self._decoded, sink))
+        meshes = {name: parallel_mesh(model) for name, model in self._models().items()}
+        if len({mesh is None for mesh in meshes.values()}) > 1:
+            raise OptionError(
+                "one noise expert runs under context parallelism and the other does not, so that their maps cannot "
+                "be joined: enable it for both"
+            )
         for name, model in self._models().items():
-            reader = _Reader(self, sink, name, branches, _parallel_mesh(model))
+            reader = Reader(self.started, sink, name, branches, meshes[name])
             hooks.around(model, "cache_context", reader.announce)
-            hooks.before_call(model, partial(reader.begin, _bound(model.forward)))
+            named = partial(bound(type(model).forward), model)  # its own may have been wrapped
+            hooks.before_call(model, partial(reader.begin, named))
             for layer, block in enumerate(model.blocks):
                 for attribute, kind in ATTENTIONS.items():
                     attention = getattr(block, attribute)
-                    look = _Look(reader, kind, layer, attention.heads)
+                    look = Look(reader, kind, layer, attention.heads)
                     hooks.before_call(attention, look.positions)
                     hooks.after(attention.norm_q, look.queries)
                     hooks.after(attention.norm_k, look.keys)
@@ -302,6 +270,8 @@ class DiffusersWanAdapter:
                 "a text-to-video pipeline"
             )
         device, dtype = self._device(), model.dtype
+        num_frames, height, width = clip.video.shape[2:]
+        grid = self._grid(num_frames, height, width)  # says what is wrong with a size
         encoded = pipe.vae.encode(clip.video.to(device, pipe.vae.dtype)).latent_dist.mode()
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1, 1).to(encoded)
@@ -324,17 +294,22 @@ class DiffusersWanAdapter:
         run.sigmas = list(clip.sigmas)
         run.timesteps = [steps * sigma for sigma in clip.sigmas]
         boundary = pipe.config.get("boundary_ratio")
-        tokens = latents[0, 0].numel() // math.prod(config.patch_size)
         for step, sigma in enumerate(clip.sigmas):
             low = boundary is not None and sigma < boundary
             expert = pipe.transformer_2 if low else pipe.transformer
             noisy = ((1 - sigma) * latents + sigma * noise).to(dtype)
             timestep = torch.full((1,), steps * sigma, device=device)
             if pipe.config.get("expand_timesteps"):
-                timestep = timestep[:, None].expand(1, tokens)
+                timestep = timestep[:, None].expand(1, grid.tokens)
             for branch, rows in zip(("cond", "uncond"), embeds, strict=True):
                 if branch in clip.branches:
-                    told = {"step_index": step, "sigma": sigma}
+                    told = {
+                        "step_index": step,
+                        "sigma": sigma,
+                        "num_inference_steps": len(clip.sigmas),
+                    }
+                    if not takes_any(plain(expert).cache_context):  # diffusers before 0.41
+                        told = {}
                     with expert.cache_context(branch, **told):
                         expert(
                             hidden_states=noisy,
@@ -351,7 +326,7 @@ class DiffusersWanAdapter:
         model = next(iter(self._models().values()))
         scheduler = pipe.scheduler
         return {
-            "model": pipe.config.get("_name_or_path") or type(pipe).__name__,
+            "model": str(pipe.config.get("_name_or_path") or type(pipe).__name__),
             "pipeline": type(pipe).__name__,
             "fps": FRAMES_PER_SECOND[expands],
             "boundary_ratio": pipe.config.get("boundary_ratio"),
@@ -378,7 +353,7 @@ class DiffusersWanAdapter:
         branch = context["branch"]
         if run.request is None:
             self._begin(run, latents, context, embeds)
-        if branch == "cond" or "uncond" not in self._request_of(run).branches:
+        if branch == "cond" or "cond" not in self._request_of(run).branches:
             run.steps += 1
         step = run.steps if context.get("step_index") is None else int(context["step_index"])
         both = len(self._models()) == 2
@@ -396,6 +371,12 @@ class DiffusersWanAdapter:
         pipe, videos = self._pipe, latents.shape[0]
         spatial = pipe.vae_scale_factor_spatial
         self._text_length = int(embeds.shape[1])
+        config = next(iter(self._models().values())).config
+        if config.added_kv_proj_dim is not None and self._text_length != TEXT_LENGTH:
+            raise CaptureError(
+                f"this transformer takes the last {TEXT_LENGTH} rows of what it reads for words and the rest for an "
+                f"image, and its prompt has {self._text_length} rows: leave max_sequence_length at {TEXT_LENGTH}"
+            )
         if not run.timesteps:
             run.timesteps = [float(t) for t in pipe.scheduler.timesteps]
             run.sigmas = [float(s) for s in pipe.scheduler.sigmas]
@@ -423,7 +404,10 @@ class DiffusersWanAdapter:
             num_inference_steps=int(context.get("num_inference_steps") or len(run.timesteps)),
             guidance=dict(zip(("guidance_scale", "guidance_scale_2"), scales, strict=True)),
             seeds=run.seeds or (None,) * videos,
-            lengths=run.lengths,
+            lengths={
+                branch: tuple(n for n in found for _ in range(videos // max(1, len(found))))
+                for branch, found in run.lengths.items()
+            },
         )
         run.grid = self.grid(run.request)
 
@@ -432,9 +416,11 @@ class DiffusersWanAdapter:
         assert run.request is not None
         return run.request
 
-    def _encoding(self, args: Arguments, kwargs: Keywords) -> Callable[[Any], None]:
-        """The pipeline encodes its prompt: a call begins."""
-        asked = _bound(type(self._pipe).encode_prompt)(self._pipe, *args, **kwargs)
+    def _encoding(self, args: Arguments, kwargs: Keywords) -> Callable[[Any], None] | None:
+        """The pipeline encodes its prompt: a call begins. A callback that encodes on the way begins none."""
+        if getattr(self._pipe, "_current_timestep", None) is not None:
+            return None
+        asked = bound(type(self._pipe).encode_prompt)(self._pipe, *args, **kwargs)
         texts = _texts(asked.get("prompt"), asked.get("prompt_embeds"))
         negative = asked.get("negative_prompt")
         if asked.get("negative_prompt_embeds") is not None:
@@ -457,7 +443,7 @@ class DiffusersWanAdapter:
 
     def _noise(self, args: Arguments, kwargs: Keywords) -> None:
         """The pipeline draws its noise: which seeds, where they tell it."""
-        asked = _bound(type(self._pipe).prepare_latents)(self._pipe, *args, **kwargs)
+        asked = bound(type(self._pipe).prepare_latents)(self._pipe, *args, **kwargs)
         if self._run is not None and asked.get("latents") is None:
             videos, generator = len(self._run.prompts), asked.get("generator")
             if isinstance(generator, list):
@@ -498,147 +484,6 @@ class _Frames:
         return (picture * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0)
 
 
-class _Reader:
-    """What one transformer tells its sink."""
-
-    def __init__(
-        self,
-        adapter: DiffusersWanAdapter,
-        sink: Sink,
-        name: str,
-        branches: tuple[str, ...],
-        mesh: Any,
-    ) -> None:
-        self._adapter, self._sink, self._name, self._branches = adapter, sink, name, branches
-        self._mesh = mesh  # of the processes that share the tokens; None where nobody does
-        self._context: dict[str, Any] | None = None  # announced, and not yet followed by a call
-        self.moment: Moment | None = None
-        self.grid: Grid | None = None
-
-    def announce(self, args: Arguments, kwargs: Keywords) -> None:
-        """The pipeline says which branch comes next: cache_context("cond", step_index=…, sigma=…)."""
-        branch = kwargs.get("name", args[0] if args else None)
-        told = {name: kwargs.get(name) for name in ("step_index", "sigma", "num_inference_steps")}
-        self._context = {"branch": branch, **told}
-
-    def begin(
-        self, bound: Callable[..., dict[str, Any]], args: Arguments, kwargs: Keywords
-    ) -> None:
-        """A forward starts; one that no pipeline announced is none of ours."""
-        context, self._context, self.moment = self._context, None, None
-        if context is None or context["branch"] not in ("cond", "uncond"):
-            return
-        asked = bound(*args, **kwargs)
-        embeds = asked["encoder_hidden_states"]
-        found = self._adapter.started(asked["hidden_states"], context, self._name, embeds)
-        if found is None:
-            return
-        run, moment = found
-        self._sink.begin(moment)
-        branch = context["branch"]
-        first = run.embeds.setdefault(branch, embeds)
-        if embeds is not first and not _same(embeds, first):
-            if not run.changed:
-                run.changed = True
-                warnings.warn(
-                    f"at step {moment.step} the pipeline reads other embeddings than it began with, so that "
-                    "the words of its prompt are not what it reads: nothing is kept from there on",
-                    CaptureWarning,
-                    stacklevel=2,
-                )
-            return
-        if branch in self._branches:
-            self.moment, self.grid = moment, run.grid
-
-    def emit(self, kind: Kind, layer: int, heads: int, q: Tensor, k: Tensor, rotary: Any) -> None:
-        """Queries and keys `[b, l, n·d]` of one attention."""
-        moment, grid = self.moment, self.grid
-        if moment is None or grid is None:
-            return
-        turn = None
-        if rotary is not None:  # each [1, l, 1, d], every angle twice
-            turn = rotary[0][0, :, 0, 0::2], rotary[1][0, :, 0, 1::2]
-        shard = None
-        if self._mesh is not None:  # equal parts, in the order of the processes
-            shard = Shard(self._mesh.get_local_rank() * q.shape[1], self._mesh.get_group())
-        for video in range(q.shape[0]):
-            event = Event(
-                kind=kind,
-                layer=layer,
-                moment=moment,
-                branch=moment.branches[0],
-                grid=grid,
-                video=video,
-                q=q[video].unflatten(-1, (heads, -1)).transpose(0, 1),
-                k=k[video].unflatten(-1, (heads, -1)).transpose(0, 1),
-                rotary=turn,
-                shard=shard,
-            )
-            self._sink.consume(event)
-
-
-class _Look:
-    """The queries of one attention until its keys come."""
-
-    def __init__(self, reader: _Reader, kind: Kind, layer: int, heads: int) -> None:
-        self._reader, self._kind, self._layer, self._heads = reader, kind, layer, heads
-        self._rotary: Any = None
-        self._q: Tensor | None = None
-
-    def positions(self, args: Arguments, kwargs: Keywords) -> None:
-        """The rotary positions that the attention is given; cross-attention has none."""
-        self._rotary = kwargs.get("rotary_emb", args[3] if len(args) > 3 else None)
-
-    def queries(self, q: Tensor) -> None:
-        """What the norm of the queries made."""
-        self._q = q.detach()
-
-    def keys(self, k: Tensor) -> None:
-        """What the norm of the keys made: now both are there."""
-        if self._q is not None:
-            self._reader.emit(
-                self._kind, self._layer, self._heads, self._q, k.detach(), self._rotary
-            )
-            self._q = None
-
-    def forget(self) -> None:
-        """The attention is done, or broke off."""
-        self._q = self._rotary = None
-
-
-def _parallel_mesh(model: Any) -> Any:
-    """The processes that share a transformer's tokens; None where there is but one.
-
-    Raises:
-        OptionError: they share in a way whose parts cannot be told.
-    """
-    parallel = getattr(model, "_parallel_config", None)
-    if parallel is None:
-        return None
-    context = getattr(parallel, "context_parallel_config", None)
-    uneven = [
-        name for name in ("ulysses_anything", "ring_anything") if getattr(context, name, False)
-    ]
-    if context is None or uneven:
-        raise OptionError(
-            "wanviz watches context parallelism with equal parts of the tokens, and this transformer runs "
-            f"with {uneven[0] if uneven else 'another kind of parallelism'}: leave it out"
-        )
-    return context._flattened_mesh
-
-
-def _bound(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """Arguments of a function by their names, with defaults."""
-    signature = inspect.signature(function)
-
-    def named(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        found = signature.bind_partial(*args, **kwargs)
-        found.apply_defaults()
-        return dict(found.arguments)
-
-    return named
-
-
 def _texts(prompt: Any, embeds: Any) -> list[str | None]:
     if prompt is None:
         return [None] * (1 if embeds is None else len(embeds))
@@ -664,10 +509,6 @@ def _seed(generator: torch.Generator | None) -> int | None:
     seed = generator.initial_seed()
     fresh = torch.Generator(generator.device).manual_seed(seed)
     return seed if torch.equal(fresh.get_state(), generator.get_state()) else None
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _version(package: str) -> str | None:

@@ -41,8 +41,9 @@
       hatched: " Hatched: not computed.",
       pair: (a, b, m) => `${a} look at ${b}: ${m}`, notComputed: "not computed",
       noFrames: "Not captured: capture with frames=\"exact\".", noLoad: "Not captured: capture with routing=True.",
+      oneDenoiser: (n) => `${n} steps by one denoiser`, sampled: (e) => ` Sampled, standard errors up to ${e}.`,
       noise_: (h, l) => [`${h} steps by the high-noise expert`, `${l} by the low-noise expert`], sigma: "noise level sigma, by step",
-      step: (s, v, e) => `step ${s}: sigma ${v}, ${e}-noise expert`,
+      step: (s, v, e) => `step ${s}: sigma ${v}` + (e ? `, ${e}-noise expert` : ""),
       loadNote: (top) => `Row: layer. Column: token expert. Brightest: ${top} of the layer's expert places, of which every token has several (mean over steps).`,
       loadCell: (l, e, v) => `layer ${l}, token expert ${e}: ${v}`,
       cut: (n) => `The model saw only the first ${n} characters of this prompt; the rest is struck through.`,
@@ -70,8 +71,9 @@
       framesNote: (where) => `行：在看的帧；列：被看的帧（${where}）。每行之和为 1。`, hatched: "斜线：未计算。",
       pair: (a, b, m) => `${a}看${b}：${m}`, notComputed: "未计算",
       noFrames: "未采集：请用 frames=\"exact\" 采集。", noLoad: "未采集：请用 routing=True 采集。",
+      oneDenoiser: (n) => `同一个去噪器 ${n} 步`, sampled: (e) => `抽样得到，标准误差不超过 ${e}。`,
       noise_: (h, l) => [`高噪声专家 ${h} 步`, `低噪声专家 ${l} 步`], sigma: "噪声水平 sigma，按步",
-      step: (s, v, e) => `第 ${s} 步：sigma ${v}，${e === "high" ? "高" : "低"}噪声专家`,
+      step: (s, v, e) => `第 ${s} 步：sigma ${v}` + (e ? `，${e === "high" ? "高" : "低"}噪声专家` : ""),
       loadNote: (top) => `行：层；列：词元专家。最亮：该层专家名额的 ${top}，每个词元占若干名额（各步平均）。`,
       loadCell: (l, e, v) => `第 ${l} 层，词元专家 ${e}：${v}`,
       cut: (n) => `模型只看到了提示词的前 ${n} 个字符，其余部分已划去。`, notDecoded: "视频本身未解码，这里只显示注意力图。",
@@ -351,7 +353,8 @@
     const mass = data.frames[state.slot];
     const size = 230 / frames;
     const svg = picture($("frames"), 280, 256, t("frames"));
-    const words = t("framesNote", layerName(state.slot)) + (mass.flat().includes(null) ? t("hatched") : "");
+    const words = t("framesNote", layerName(state.slot)) + (mass.flat().includes(null) ? t("hatched") : "")
+      + (data.framesError ? t("sampled", data.framesError[state.slot]) : "");
     note.textContent = words;
     const every = Math.ceil(frames / 8);
     mass.forEach((line, q) => {
@@ -393,7 +396,8 @@
     const high = data.steps.filter((step) => step.noise_expert === "high").length;
     const said = () => {
       note.replaceChildren();
-      t("noise_", high, count - high).forEach((line, i) => {
+      const one = data.steps.every((step) => step.noise_expert === "");
+      (one ? [t("oneDenoiser", count)] : t("noise_", high, count - high)).forEach((line, i) => {
         const key = document.createElement("i");
         key.className = i ? "key of-other" : "key of-end_of_text";
         const row = document.createElement("div");
@@ -413,7 +417,7 @@
     }
     data.steps.forEach((step, i) => {
       const attributes = { x: 34 + i * wide + wide * 0.08, width: wide * 0.84, y: 230 - step.sigma * 215, height: step.sigma * 215 };
-      const bar = shape(svg, "rect", { ...attributes, rx: 2, class: `noise-${step.noise_expert}` });
+      const bar = shape(svg, "rect", { ...attributes, rx: 2, class: `noise-${step.noise_expert || "high"}` });
       bar.addEventListener("pointerenter", () => (note.textContent = t("step", step.step, digits(step.sigma), step.noise_expert)));
       bar.addEventListener("pointerleave", said);
       if (i % Math.max(1, Math.ceil(count / 6)) === 0) {
