@@ -1,17 +1,19 @@
 """What a forward pass costs: `python tests/benchmarks/bench_model.py`, ours and others' in turn.
 
-Three comparisons, each interleaved in one run, so that a busy machine disturbs both alike:
+Four comparisons, each interleaved in one run, so that a busy machine disturbs both alike:
 
 * the denoiser of a preset against diffusers' WanTransformer3DModel of the same width, depth and number of
   tokens, whose dense feed-forward is as wide as our active token experts together; "in a run" it is called as the
   pipeline calls it: keys and values of the prompt are at hand, and one noise level holds for both branches;
 * a mixture-of-experts layer with 3 of 10 experts active against the same layer with all ten;
-* the preset against itself with full attention everywhere, which is what the windows save.
+* the preset against itself with full attention everywhere, which is what the windows save;
+* `dit.py` as Wan's transformer against diffusers' own, with the same weights, at a fraction of Wan2.1's size.
 """
 
 import argparse
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +23,7 @@ from tinywan.dit import DiT
 from tinywan.moe import MixtureOfExperts
 from tinywan.presets import PRESETS, ModelConfig
 from tinywan.trainer import keep_freed_memory
+from tinywan.wan import load_wan
 
 
 def interleaved(kinds: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
@@ -124,6 +127,29 @@ def windows_against_none(
     }
 
 
+def wan_against_diffusers(
+    device: str, dtype: torch.dtype, layers: int = 4
+) -> dict[str, Callable[[], object]]:
+    """The same weights in our code and in diffusers': 5 x 16 x 16 tokens, width 256, 128 prompt tokens."""
+    from diffusers import WanTransformer3DModel
+
+    theirs = WanTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=64, ffn_dim=1024, num_layers=layers, text_dim=256
+    ).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = load_wan(folder, progress_bar=False)
+    ours, theirs = ours.to(device, dtype), theirs.to(device, dtype)
+    latents = torch.randn(1, 16, 5, 32, 32, device=device, dtype=dtype)
+    embeds = torch.randn(1, 128, 256, device=device, dtype=dtype)
+    timestep = torch.full((1,), 500.0, device=device)
+    print(f"Wan's transformer: width 256, {layers} layers, 1280 tokens, {device} {dtype}")
+    return {
+        "tinywan": lambda: ours(latents, timestep, embeds),
+        "diffusers": lambda: theirs(latents, timestep, embeds, return_dict=False),
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -142,6 +168,7 @@ def main() -> None:
         lambda: forward_against_diffusers(config, 2, device, dtype),
         lambda: sparse_against_all(config, 2 * tokens, device, dtype),
         lambda: windows_against_none(config, device, dtype),
+        lambda: wan_against_diffusers(device, dtype),
     ):
         medians = interleaved(make(), options.runs)
         slowest = list(medians)[-1]

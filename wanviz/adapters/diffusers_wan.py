@@ -16,12 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-)
+from diffusers import DiffusionPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
@@ -34,6 +29,8 @@ from wanviz.hooks import Arguments, HookSet, Keywords
 from wanviz.layout import Anatomy
 from wanviz.words import EncodedPrompt, encoded_prompt
 
+# Pipelines that say which branch they compute; by name, since importing the second one loads image models.
+ANNOUNCING = {"WanPipeline", "WanImageToVideoPipeline"}
 TEXT_LENGTH = 512  # keys of a prompt where the pipeline is called as usual
 FRAMES_PER_SECOND = {False: 16, True: 24}  # Wan2.2-TI2V-5B expands timesteps and plays faster
 ATTENTIONS: dict[str, Kind] = {"attn1": "self_attn", "attn2": "cross_attn"}
@@ -63,7 +60,7 @@ def make_adapter(pipe: Any) -> DiffusersWanAdapter:
             f"wanviz watches pipelines around a WanTransformer3DModel, and this {type(pipe).__name__} has "
             f"{kinds}"
         )
-    if not isinstance(pipe, WanPipeline | WanImageToVideoPipeline):
+    if not {kind.__name__ for kind in type(pipe).__mro__} & ANNOUNCING:
         raise OptionError(
             f"a {type(pipe).__name__} does not say which branch it computes: wanviz watches WanPipeline and "
             "WanImageToVideoPipeline (and looks at a video that exists with `observe`)"
