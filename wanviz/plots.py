@@ -330,7 +330,7 @@ def _frame_matrix(axis: Axes, mass: NDArray[Any], labels: list[str], *, numbers:
 
 def _noise_timeline(axis: Axes, steps: list[dict[str, Any]]) -> None:
     one = not any(step["noise_expert"] for step in steps)
-    for expert, color in ({"": NOISE_COLORS["low"]} if one else NOISE_COLORS).items():
+    for expert, color in ({"": NOISE_COLORS["high"]} if one else NOISE_COLORS).items():
         own = [step for step in steps if step["noise_expert"] == expert]
         axis.bar(
             [step["step"] for step in own],

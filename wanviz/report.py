@@ -122,6 +122,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
             for step in trace.record["steps"]
         ],
         "load": _load(trace),
+        "routing": bool(trace.record.get("routing")),
         "record": _record(trace, left_out=len(maps.layers) - len(layers)),
     }
 

@@ -491,6 +491,7 @@ def test_one_denoiser_is_called_so_in_pictures_and_report(wan21, tmp_path):
     wanviz.report(trace, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "high-noise, " not in page
+    assert '"routing": true' in page or '"routing":true' in page  # asked for, and there are none
 
 
 def test_a_picture_of_sampled_frames_tells_their_error():

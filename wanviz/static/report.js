@@ -40,7 +40,7 @@
       framesNote: (where) => `Row: the frames that look. Column: the frames they look at (${where}). Each row sums to 1.`,
       hatched: " Hatched: not computed.",
       pair: (a, b, m) => `${a} look at ${b}: ${m}`, notComputed: "not computed",
-      noFrames: "Not captured: capture with frames=\"exact\".", noLoad: "Not captured: capture with routing=True.",
+      noFrames: "Not captured: capture with frames=\"exact\".", noLoad: "Not captured: capture with routing=True.", noExperts: "This model has no token experts: its feed-forward layers are dense.",
       oneDenoiser: (n) => `${n} steps by one denoiser`, sampled: (e) => ` Sampled, standard errors up to ${e}.`,
       noise_: (h, l) => [`${h} steps by the high-noise expert`, `${l} by the low-noise expert`], sigma: "noise level sigma, by step",
       step: (s, v, e) => `step ${s}: sigma ${v}` + (e ? `, ${e}-noise expert` : ""),
@@ -70,7 +70,7 @@
       readout: (r, c, s, m) => `第 ${r} 行，第 ${c} 列，${s}：${m}`,
       framesNote: (where) => `行：在看的帧；列：被看的帧（${where}）。每行之和为 1。`, hatched: "斜线：未计算。",
       pair: (a, b, m) => `${a}看${b}：${m}`, notComputed: "未计算",
-      noFrames: "未采集：请用 frames=\"exact\" 采集。", noLoad: "未采集：请用 routing=True 采集。",
+      noFrames: "未采集：请用 frames=\"exact\" 采集。", noLoad: "未采集：请用 routing=True 采集。", noExperts: "这个模型没有词元专家：前馈层是稠密的。",
       oneDenoiser: (n) => `同一个去噪器 ${n} 步`, sampled: (e) => `抽样得到，标准误差不超过 ${e}。`,
       noise_: (h, l) => [`高噪声专家 ${h} 步`, `低噪声专家 ${l} 步`], sigma: "噪声水平 sigma，按步",
       step: (s, v, e) => `第 ${s} 步：sigma ${v}` + (e ? `，${e === "high" ? "高" : "低"}噪声专家` : ""),
@@ -430,7 +430,7 @@
     const note = $("load-note");
     if (!data.load) {
       $("load").replaceChildren();
-      note.textContent = t("noLoad");
+      note.textContent = t(data.routing ? "noExperts" : "noLoad");
       return;
     }
     const top = Math.max(...data.load.flat());
