@@ -25,7 +25,7 @@ class Run(Protocol):
     changed: bool  # whether a warning about other embeddings was given
 
 
-Started = Callable[[Tensor, dict[str, Any], str, Tensor], tuple[Any, Moment] | None]
+Started = Callable[[Tensor, dict[str, Any], str, Tensor], tuple[Run, Moment] | None]
 
 
 class Reader:
