@@ -1,16 +1,20 @@
 """What the denoiser is trained on: freshly rendered clips, their captions, noise and keyframes.
 
 A batch is made of (seed, step) alone. No clip is seen twice, nothing is stored, and a resumed run
-sees what an unbroken one would have seen.
+sees what an unbroken one would have seen. `Stage` makes what needs no VAE, in processes of its own if a
+GPU would have to wait for it; `Clips` adds the latents.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
 
 from tinywan import flow, theatre
 from tinywan.grounding import Regions, cover, part_regions, span_tokens, stack_regions
@@ -92,20 +96,60 @@ class Batch:
         return len(self.latents)
 
 
-class Clips:
-    """Makes batches.
+@dataclass(frozen=True)
+class Staged:
+    """A batch before the VAE has seen it; everything lies on the CPU.
 
     Args:
-        config: of the model; tells the sizes, the shift and whether keyframes are given.
+        frames: uint8 `[b, F, H, W, 3]`.
+        given: for each clip the pixel frames that are keyframes; None without any.
+        flow: `[b, F-1, H, W, 2]`, how pixels move; None where it is not asked for.
+        ids, mask, noise, sigma, scene, told, regions, deeds, focus: as in `Batch`.
+    """
+
+    frames: Tensor
+    ids: Tensor
+    mask: Tensor
+    noise: Tensor
+    sigma: Tensor
+    scene: Tensor
+    told: Tensor
+    given: tuple[tuple[int, ...], ...] | None = None
+    flow: Tensor | None = None
+    regions: Regions | None = None
+    deeds: Tensor | None = None
+    focus: Tensor | None = None
+
+    def pin_memory(self) -> "Staged":
+        """The same in memory from which a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Staged":
+        """The same on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Staged":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = change(value)
+            elif isinstance(value, Regions):
+                values[name] = Regions(*map(change, value))
+        return Staged(**values)
+
+
+class Stage:
+    """Renders scenes and tells what they show.
+
+    Args:
+        config: of the model; tells the sizes and whether keyframes are given.
         tokenizer: for the captions.
-        vae: frozen, for the latents.
         seed: of the run.
         drop_prompt: share of captions replaced by "", for guidance.
         motion: whether batches of clips tell how they move.
         regions: whether batches tell where the words of their captions are.
         focus: whether batches tell where those who act are, and what they carry.
         shift: of the noise levels; None takes the one that the model samples with.
-        bfloat16: encode in half precision.
         takes: how many clips of a batch are one scene that is staged again under the same noise. What
             they share cancels out of the difference of their gradients, and what is left tells of the words
             that differ: near pure noise left and right are a thousandth of the loss, and are lost in it
@@ -116,36 +160,25 @@ class Clips:
         self,
         config: ModelConfig,
         tokenizer: UnigramTokenizer,
-        vae: CausalVAE,
         seed: int = 0,
         drop_prompt: float = 0.1,
         motion: bool = False,
         regions: bool = False,
         focus: bool = False,
         shift: float | None = None,
-        bfloat16: bool = False,
         takes: int = 1,
     ) -> None:
-        self.config, self.tokenizer, self.vae = config, tokenizer, vae
+        self.config, self.tokenizer = config, tokenizer
         self.seed, self.drop_prompt = seed, drop_prompt
         self.motion, self.regions, self.focus = motion, regions, focus
         self.shift = config.shift if shift is None else shift
-        self.bfloat16, self.takes = bfloat16, takes
+        self.takes = takes
 
-    def batch(self, step: int, phase: Phase) -> Batch:
-        """This process's share of the batch of a step.
-
-        Args:
-            step: batches of different steps differ, those of one step are the same.
-            phase: how many clips of how many frames.
-
-        Returns:
-            The scenes number rank, rank + world, … of the batch, all takes of each.
-        """
-        config, device = self.config, self.vae.mean.device
-        size = (config.height, config.width)
+    def staged(self, step: int, phase: Phase) -> Staged:
+        """This process's share of the batch of a step, see `Clips.batch`."""
+        config = self.config
         rank, world = rank_and_world()
-        videos, captions, keyframes, motions, regions, focus, deeds = [], [], [], [], [], [], []
+        frames, captions, given, flows, regions, focus, deeds = [], [], [], [], [], [], []
         numbers = torch.arange(phase.batch)
         mine = numbers[numbers // self.takes % world == rank]
         scene_of = mine // self.takes
@@ -155,12 +188,9 @@ class Clips:
             language = ("en", "zh")[int(rng.integers(2))]
             told = theatre.caption(scene, language, rng)  # type: ignore[arg-type]
             captions.append("" if rng.random() < self.drop_prompt else told.text)
-            clip = theatre.render(scene, phase.num_frames, *size)
-            video = torch.from_numpy(clip.frames).to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1
-            videos.append(video)
-            if config.dit.condition_channels:
-                given = random_frames(phase.num_frames, rng)
-                keyframes.append({latent_place(frame): video[0, :, frame] for frame in given})
+            clip = theatre.render(scene, phase.num_frames, config.height, config.width)
+            frames.append(torch.from_numpy(clip.frames))
+            given.append(random_frames(phase.num_frames, rng) if config.dit.condition_channels else ())
             if self.regions:
                 # each deed apart: who acts should read both what is done and to which side
                 does = [("subject", (span,)) for span in told.deeds]
@@ -175,32 +205,35 @@ class Clips:
                 acting = [clip.masks[name] for name in ACTING if name in clip.masks]
                 focus.append(cover(torch.from_numpy(np.logical_or.reduce(acting))[None]))
             if self.motion and phase.num_frames > 1:
-                motions.append(true_motion(video, torch.from_numpy(clip.flow).to(device)[None]))
-        latents = self._encode(torch.cat(videos))
+                flows.append(torch.from_numpy(clip.flow))
+        stride_f, stride_h, stride_w = CausalVAE.stride
+        latent = (
+            (phase.num_frames - 1) // stride_f + 1,
+            config.height // stride_h,
+            config.width // stride_w,
+        )
         scenes = math.ceil(phase.batch / self.takes)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        noise = torch.randn((scenes, *latents.shape[1:]), generator=generator)[scene_of].to(device)
-        sigma = flow.sample_sigma(scenes, self.shift, generator)[scene_of].to(device)
-        condition = None
-        if keyframes:
-            condition = place_keyframes(self.vae, keyframes, latents.shape[2], *size)
+        shape = (scenes, config.vae.latent_channels, *latent)
+        noise = torch.randn(shape, generator=generator)[scene_of]
+        sigma = flow.sample_sigma(scenes, self.shift, generator)[scene_of]
         ids, mask = self.tokenizer(captions)
         if config.dit.mask_padding:  # nobody attends to it, so nobody needs to compute it
             longest = int(mask.sum(1).max())
             ids, mask = ids[:, :longest], mask[:, :longest]
-        return Batch(
-            ids=ids.to(device),
-            mask=mask.to(device),
-            latents=latents,
+        return Staged(
+            frames=torch.stack(frames),
+            ids=ids,
+            mask=mask,
             noise=noise,
             sigma=sigma,
-            scene=scene_of.to(device),
-            told=torch.tensor([told_factors(text) for text in captions], device=device),
-            condition=condition,
-            regions=_on(device, stack_regions(regions, ids.shape[1])) if regions else None,
-            deeds=pad_sequence(deeds, True)[..., : ids.shape[1]].to(device) if deeds else None,
-            motion=Motion(*map(torch.cat, zip(*motions, strict=True))) if motions else None,
-            focus=torch.stack(focus).view(-1, 1, *latents.shape[2:]).to(device) if focus else None,
+            scene=scene_of,
+            told=torch.tensor([told_factors(text) for text in captions]),
+            given=tuple(given) if config.dit.condition_channels else None,
+            flow=torch.stack(flows) if flows else None,
+            regions=stack_regions(regions, ids.shape[1]) if regions else None,
+            deeds=pad_sequence(deeds, True)[..., : ids.shape[1]] if deeds else None,
+            focus=torch.stack(focus).view(-1, 1, *latent) if focus else None,
         )
 
     def _scene(self, step: int, number: int) -> theatre.Scene:
@@ -212,10 +245,107 @@ class Clips:
             again = theatre.restage(scene, rng, self.config.world)
         return again if take else scene
 
+
+class _Steps(Dataset[Staged]):
+    """The batches of a run by step, for a `DataLoader`."""
+
+    def __init__(self, stage: Stage, phase_of: Callable[[int], Phase]) -> None:
+        self.stage, self.phase_of = stage, phase_of
+
+    def __getitem__(self, step: int) -> Staged:
+        return self.stage.staged(step, self.phase_of(step))
+
+
+class Clips:
+    """Makes batches.
+
+    Args:
+        config: of the model.
+        tokenizer: for the captions.
+        vae: frozen, for the latents.
+        bfloat16: encode in half precision.
+        staging: what is shown and told, see `Stage`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: UnigramTokenizer,
+        vae: CausalVAE,
+        bfloat16: bool = False,
+        **staging: Any,
+    ) -> None:
+        self.stage, self.vae, self.bfloat16 = Stage(config, tokenizer, **staging), vae, bfloat16
+
+    def batch(self, step: int, phase: Phase) -> Batch:
+        """This process's share of the batch of a step.
+
+        Args:
+            step: batches of different steps differ, those of one step are the same.
+            phase: how many clips of how many frames.
+
+        Returns:
+            The scenes number rank, rank + world, … of the batch, all takes of each.
+        """
+        return self.encoded(self.stage.staged(step, phase))
+
+    def batches(
+        self, first: int, steps: int, phase_of: Callable[[int], Phase], workers: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of a run, one after the other; the same whatever the number of workers.
+
+        Args:
+            first: step to begin with.
+            steps: of the whole run.
+            phase_of: part of the curriculum of each step.
+            workers: processes that render ahead; 0 renders when a batch is asked for.
+        """
+        staged = DataLoader(
+            _Steps(self.stage, phase_of),
+            batch_size=None,
+            sampler=range(first, steps),
+            num_workers=workers,
+            pin_memory=self.vae.mean.is_cuda and workers > 0,
+        )
+        return map(self.encoded, staged)
+
+    def encoded(self, staged: Staged) -> Batch:
+        """A batch with its latents, where the VAE is."""
+        device = self.vae.mean.device
+        there = staged.to(device)
+        video = there.frames.permute(0, 4, 1, 2, 3) / 127.5 - 1
+        latents = self._encode(video)
+        condition = None
+        if staged.given is not None:
+            pictures = [
+                {latent_place(frame): video[number, :, frame] for frame in frames}
+                for number, frames in enumerate(staged.given)
+            ]
+            condition = place_keyframes(self.vae, pictures, latents.shape[2], *video.shape[3:])
+        motion = None
+        if there.flow is not None:
+            parts = zip(video.split(_TOGETHER), there.flow.split(_TOGETHER), strict=True)
+            motion = Motion(*map(torch.cat, zip(*(true_motion(*p) for p in parts), strict=True)))
+        return Batch(
+            ids=there.ids,
+            mask=there.mask,
+            latents=latents,
+            noise=there.noise,
+            sigma=there.sigma,
+            scene=there.scene,
+            told=there.told,
+            condition=condition,
+            regions=there.regions,
+            deeds=there.deeds,
+            motion=motion,
+            focus=there.focus,
+        )
+
     @torch.no_grad()
     def _encode(self, videos: Tensor) -> Tensor:
+        together = _TOGETHER if videos.device.type == "cpu" else 8 * _TOGETHER
         with torch.autocast(videos.device.type, torch.bfloat16, enabled=self.bfloat16):
-            parts = [self.vae.encode(part) for part in videos.split(_TOGETHER)]
+            parts = [self.vae.encode(part) for part in videos.split(together)]
         return torch.cat(parts).float()
 
 
@@ -226,7 +356,3 @@ def told_factors(caption: str) -> list[int]:
         values.index(told[name]) if told.get(name) in values else UNTOLD
         for name, values in FACTORS.items()
     ]
-
-
-def _on(device: torch.device, regions: Regions) -> Regions:
-    return Regions(regions.tokens.to(device), regions.covered.to(device))

@@ -143,9 +143,9 @@ def place_keyframes(
     if places:
         pictures = [picture for pictures in clips for picture in pictures.values()]
         encoded = vae.encode(torch.stack(pictures)[:, :, None].to(device))[:, :, 0]  # k c h w
-        for (b, latent, slot), latents in zip(places, encoded, strict=True):
-            condition[b, slot, latent] = 1
-            condition[b, stride_f:, latent] = latents
+        clip, latent, slot = torch.tensor(places, device=device).T
+        condition[clip, slot, latent] = 1
+        condition[:, stride_f:][clip, :, latent] = encoded.to(condition.dtype)
     return condition
 
 

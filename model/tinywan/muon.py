@@ -90,18 +90,18 @@ class Muon(torch.optim.Optimizer):
                 if param.grad is not None:
                     stacks[param.shape].append(param)
             for shape, params in stacks.items():
-                updates = [self._momentum(param, group["momentum"]) for param in params]
+                updates = self._momentum(params, group["momentum"])
                 scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 turned = orthogonalise_together(torch.stack(updates), self.bfloat16)
-                for param, update in zip(params, turned.unbind(), strict=True):
-                    param.mul_(1 - group["lr"] * group["weight_decay"])
-                    param.sub_(update, alpha=scale)
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(params, list(turned.unbind()), alpha=scale)
 
-    def _momentum(self, param: Tensor, momentum: float) -> Tensor:
-        state = self.state[param]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(param)
-        buffer: Tensor = state["momentum_buffer"]
-        assert param.grad is not None
-        buffer.lerp_(param.grad, 1 - momentum)
-        return param.grad.lerp(buffer, momentum)
+    def _momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        """What each parameter's momentum asks for, all of them in a few calls (a GPU waits for calls)."""
+        for param in params:
+            if "momentum_buffer" not in self.state[param]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        buffers = [self.state[param]["momentum_buffer"] for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        return list(torch._foreach_lerp(grads, buffers, momentum))

@@ -158,6 +158,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--muon-lr", type=float, default=0.02, help="of Muon")
     parser.add_argument("--sample-every", type=int, default=250, help="steps between pictures")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="to spend at most, on the VAE if it is trained and on the denoiser each: the rate falls in time; "
+        "the steps are then an upper bound",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that render ahead; a GPU needs some ten, on a CPU training is slower than rendering",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
     return parser.parse_args(arguments)
@@ -245,8 +257,10 @@ def obtain_vae(
             muon_lr=options.vae_muon_lr,
             bfloat16=options.bfloat16,
             sample_every=1000,
+            minutes=options.minutes,
         ),
         batch=options.vae_batch,
+        workers=options.workers,
         freeze_encoder=options.freeze_encoder,
         seed=options.seed,
         world=config.world,
@@ -284,6 +298,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("image_batch", "video_batch", "micro_batch", "vae_batch", "takes", "threads"):
             if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")
+        if options.workers < 0 or (options.minutes is not None and not options.minutes > 0):
+            raise ConfigError(
+                f"workers={options.workers}, minutes={options.minutes}: use 0 workers or more, and more than "
+                "0 minutes"
+            )
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         start, separate = None, False
@@ -305,8 +324,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 muon_lr=options.muon_lr,
                 bfloat16=options.bfloat16,
                 sample_every=options.sample_every,
+                minutes=options.minutes,
             ),
             phases,
+            workers=options.workers,
             two_experts=options.noise_experts or separate,
             bfloat16=options.bfloat16,
             compiled=options.compile,

@@ -50,6 +50,7 @@ class DenoiserRecipe:
     recall: float = 0.0  # weight of telling the caption from the middle of the denoiser
     focus: float = 0.0  # extra weight of those who act and what they carry, which is small
     flow: float = 0.0  # weight of the optical-flow loss
+    workers: int = 0  # processes that render ahead, where a GPU would have to wait
     flow_sigma: float = 0.5  # noise level up to which it is asked for
     grounding: float = 0.0  # weight of reading words where their objects are, see grounding.py
     balance: float = 0.01  # weight of the router's load balance
@@ -315,7 +316,9 @@ def denoiser_loss(
         parts["flow"] = warping_error(vae.decode(guess, chunk=None), batch.motion.rows(clear))
         share = clear.sum() / len(clear)
         loss = loss + recipe.flow * share * parts["flow"]
-    return loss, {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+    parts = {"loss": loss, **parts}
+    values = torch.stack([part.detach().float() for part in parts.values()]).tolist()
+    return loss, dict(zip(parts, values, strict=True))
 
 
 def apart(error: Tensor, scene: Tensor) -> Tensor:
@@ -423,14 +426,15 @@ def train_denoiser(
     trainer = Trainer(folder, model, recipe.trainer, is_hidden_matrix)
     trainer.resume()
     clips = Clips(
-        config, tokenizer, vae, recipe.seed, recipe.drop_prompt,
+        config, tokenizer, vae, recipe.bfloat16, seed=recipe.seed, drop_prompt=recipe.drop_prompt,
         motion=recipe.flow > 0, regions=recipe.grounding > 0, focus=recipe.focus > 0,
-        shift=recipe.shift, bfloat16=recipe.bfloat16, takes=recipe.takes,
+        shift=recipe.shift, takes=recipe.takes,
     )  # fmt: skip
+    batches = clips.batches(trainer.step, recipe.trainer.steps, recipe.phase, recipe.workers)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         phase = recipe.phase(step)
-        batch = clips.batch(step, phase)
+        batch = next(batches)
         parts = torch.arange(len(batch)).split(phase.micro_batch)
         means: dict[str, float] = {}
         for i, part in enumerate(parts):

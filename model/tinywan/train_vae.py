@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from tinywan import theatre
 from tinywan.theatre.scene import World
@@ -29,6 +30,7 @@ class VAERecipe:
     world: World = "first"
     bfloat16: bool = False  # convolutions in half precision, where the processor has it
     compiled: bool = False  # residual blocks through torch.compile
+    workers: int = 0  # processes that render ahead
     freeze_encoder: bool = False  # latents stay what they are, for a denoiser that knows them
     seed: int = 0
 
@@ -61,6 +63,16 @@ def training_batch(recipe: VAERecipe, step: int) -> tuple[Tensor, Tensor]:
     return video, weight / weight.mean()
 
 
+class _Steps(Dataset[tuple[Tensor, Tensor]]):
+    """The batches of a run by step, for a `DataLoader`."""
+
+    def __init__(self, recipe: VAERecipe) -> None:
+        self.recipe = recipe
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return training_batch(self.recipe, step)
+
+
 def vae_loss(
     vae: CausalVAE, video: Tensor, weight: Tensor, recipe: VAERecipe, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
@@ -87,9 +99,10 @@ def vae_loss(
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     absolute = (weight * error.abs()).mean()
     square = (weight * error.square()).mean()
-    psnr = 10 * torch.log10(4 / error.detach().square().mean()).item()
+    psnr = 10 * torch.log10(4 / error.detach().square().mean())
     loss = absolute + recipe.square * square + recipe.kl * kl
-    return loss, {"loss": loss.item(), "psnr": psnr, "kl": kl.item()}
+    values = torch.stack([loss.detach(), psnr, kl.detach()]).tolist()
+    return loss, dict(zip(("loss", "psnr", "kl"), values, strict=True))
 
 
 def train_vae(
@@ -125,9 +138,18 @@ def train_vae(
             block.compile()
     trainer = Trainer(folder, vae, recipe.trainer, is_matrix=lambda name: True)
     trainer.resume()
+    batches = iter(
+        DataLoader(
+            _Steps(recipe),
+            batch_size=None,
+            sampler=range(trainer.step, recipe.trainer.steps),
+            num_workers=recipe.workers,
+            pin_memory=vae.mean.is_cuda and recipe.workers > 0,
+        )
+    )
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        video, weight = training_batch(recipe, step)
+        video, weight = next(batches)
         rank, world = rank_and_world()
         seed = (recipe.seed * 1_000_003 + step) * world + rank
         generator = torch.Generator().manual_seed(seed)

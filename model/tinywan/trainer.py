@@ -20,6 +20,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from tinywan.errors import CheckpointError, ConfigError
@@ -31,20 +32,26 @@ class TrainerConfig:
     """How fast to learn, and how often to look."""
 
     steps: int
+    minutes: float | None = None  # to spend at most, from the first step on; resumed runs go on counting
     lr: float = 2e-3  # of AdamW
     muon_lr: float = 0.02
     warmup: int = 100  # steps from 0 to the full rate
-    cooldown: float = 0.3  # share of the steps over which the rate falls linearly to a twentieth
+    cooldown: float = 0.3  # share of the run over which the rate falls linearly to a twentieth
     clip: float = 1.0  # largest gradient norm
     bfloat16: bool = False  # Muon in half precision, where the processor has it
     ema: float = 0.995  # of the averaged weights, less during the first steps
     save_every: float = 120.0  # seconds
     sample_every: int = 500  # steps
 
-    def rate(self, step: int) -> float:
+    def done(self, step: int, seconds: float = 0.0) -> float:
+        """Share of the run that is over after step number `step` and so many seconds; 1 ends it."""
+        spent = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
+        return max((step + 1) / self.steps, spent)
+
+    def rate(self, step: int, seconds: float = 0.0) -> float:
         """Share of the full learning rate at `step`, in (0, 1]."""
         start = 1 - self.cooldown
-        done = (step + 1) / self.steps
+        done = min(1.0, self.done(step, seconds))
         fall = 1.0 if done <= start else 1 - 0.95 * (done - start) / self.cooldown
         return min(1.0, (step + 1) / max(1, self.warmup)) * fall
 
@@ -234,14 +241,16 @@ class Trainer:
             desc=self.folder.name,
             disable=not self.leads,
         )
+        began = time.monotonic() - self.seconds
         try:
             for step in bar:
-                began = time.monotonic()
+                if self.config.minutes is not None and self.seconds >= 60 * self.config.minutes:
+                    break
                 self.module.zero_grad(set_to_none=True)
                 loss, figures = loss_of(step)  # may have sent gradients of micro-batches back
                 self._whole = False
                 self._update(loss, step)
-                self.seconds += time.monotonic() - began
+                self.seconds = time.monotonic() - began
                 self.step = step + 1
                 self._whole = True
                 figures = {"loss": loss.item(), **figures}
@@ -250,7 +259,8 @@ class Trainer:
                     continue
                 for name, value in figures.items():
                     self._writer.add_scalar(name, value, step)
-                if self.step % self.config.sample_every == 0 or self.step == self.config.steps:
+                last = self.config.done(step, self.seconds) >= 1
+                if self.step % self.config.sample_every == 0 or last:
                     self._whole = False
                     with self.averaged():
                         look(self.step)
@@ -262,7 +272,7 @@ class Trainer:
                 self.save()
 
     def _update(self, loss: Tensor, step: int) -> None:
-        rate = self.config.rate(step)
+        rate = self.config.rate(step, self.seconds)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, full in zip(groups, self.full_rates, strict=True):
             group["lr"] = full * rate
@@ -275,10 +285,9 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         decay = min(self.config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            values = dict(self.module.named_parameters())
-            for name, mean in self.average.items():
-                mean.lerp_(values[name], 1 - decay)
+        values = dict(self.module.named_parameters())
+        follow = get_ema_multi_avg_fn(decay)
+        follow(list(self.average.values()), [values[name] for name in self.average], 0)
 
     def averaged(self) -> "_Swap":
         """Within this block the module has the averaged weights."""

@@ -27,13 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "wanviz"))
 
 import real_wan
 import torch
+from diffusers import WanPipeline
 
 import wanviz
 
 WORDS = "a woman in a red qipao walks in the rain with an umbrella".split()[:12]
 PROMPT = " ".join(WORDS)
 CPU = {"height": 256, "width": 256, "num_frames": 81}
-SIZES = {"480p": (480, 832), "720p": (720, 1280)}
+SIZES = {"480p": (480, 832), "720p": (720, 1280), "toy": (64, 64)}
 RUNS = ("plain", "watched", "naive")
 
 
@@ -127,54 +128,91 @@ def on_cpu(repeats: int, steps: int) -> None:
     print(f"kept: 1/{naive['kept'] / ours['kept']:.0f} of naive; added peak: {added:.3f} of naive")
 
 
-def on_gpu(size: str, layers: int, steps: int, device: str) -> None:
+def random_a14b(layers: int, device: str) -> Any:
+    """Wan2.2-T2V-A14B's two denoisers in bfloat16, of so many layers, with a small text encoder and VAE."""
+    sizes = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            both = [
+                real_wan.transformer(seed, **sizes, num_layers=layers, text_dim=32)
+                for seed in (0, 2)
+            ]
+    finally:
+        torch.set_default_dtype(usual)
+    pipe = WanPipeline(
+        **real_wan.parts(), transformer=both[0], transformer_2=both[1], boundary_ratio=0.9
+    )
+    return real_wan.quiet(pipe.to(device))
+
+
+class Clock:
+    """When each denoising step ended, on the GPU's own clock where there is one."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda, self.marks = device.startswith("cuda"), list[Any]()
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
+        if self.cuda:
+            self.marks.append(torch.cuda.Event(enable_timing=True))
+            self.marks[-1].record()
+        else:
+            self.marks.append(time.perf_counter())
+        return {}
+
+    def seconds(self) -> list[float]:
+        """Of each step but the first."""
+        pairs = list(itertools.pairwise(self.marks))
+        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
+
+
+def on_gpu(size: str, layers: int, steps: int, rounds: int, device: str) -> None:
     """Plain, words, and words with sampled frames at A14B's shapes, in turn."""
     height, width = SIZES[size]
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        sizes = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}
-        pipe = real_wan.wan22(**sizes, num_layers=layers, text_dim=32)
-    torch.set_default_dtype(torch.float32)
-    pipe.to(device)
-    pipe.register_to_config(boundary_ratio=0.6)  # so that a few steps use both noise experts
-    ways = {
+    pipe = random_a14b(layers, device)
+    cuda = device.startswith("cuda")
+    ways: dict[str, dict[str, Any] | None] = {
         "plain": None,
         "words": {"frames": None},
         "words and sampled frames": {"frames": "sampled"},
     }
-    asked = {"height": height, "width": width, "num_frames": 81, "num_inference_steps": steps}
-    for name in [*ways] * 2:  # the first round warms up
-        options, marks = ways[name], []
-
-        def mark(pipe: Any, step: int, timestep: Any, kwargs: Any, marks: list = marks) -> dict:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            marks.append(event)
-            return {}
-
-        torch.cuda.reset_peak_memory_stats()
-        run = {**asked, "output_type": "latent", "callback_on_step_end": mark}
-        if options is None:
+    asked = {"height": height, "width": width, "num_frames": 81, "output_type": "latent"}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks, kept = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
+    for number, name in enumerate(["plain", *[*ways] * rounds]):  # the first run warms up
+        clock, options = Clock(device), ways[name]
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        run = {**asked, "num_inference_steps": steps if number else 2, "callback_on_step_end": clock}
+        watch = nullcontext() if options is None else wanviz.capture(pipe, budget="4GiB", **options)
+        with watch as trace:
             real_wan.draw(pipe, PROMPT, **run)
-        else:
-            with wanviz.capture(pipe, budget="4GiB", **options) as trace:
-                real_wan.draw(pipe, PROMPT, **run)
-        torch.cuda.synchronize()
-        seconds = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
-        extra = "" if options is None else f", keeps {trace.nbytes / 1e6:.0f} MB"
+        if cuda:
+            torch.cuda.synchronize()
+            peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated())
+        if number:
+            seconds[name] += clock.seconds()
+        kept[name] = 0 if trace is None else trace.nbytes
+        print(f"  {name}: {[round(s, 3) for s in clock.seconds()]} s", flush=True)
+    card = torch.cuda.get_device_name() if cuda else device
+    print(f"{card}, torch {torch.__version__}: {size}, 81 frames, {layers} of 40 layers, both experts")
+    middle = {name: statistics.median(found) for name, found in seconds.items()}
+    for name in ways:
         print(
-            f"{size} {layers} layers, {name}: step {statistics.median(seconds):.3f} s, peak "
-            f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB{extra}",
+            f"{name:25} step {middle[name]:7.3f} s, ratio {middle[name] / middle['plain']:.4f}; peak "
+            f"{peaks[name] / 1e9:6.2f} GB, {(peaks[name] - peaks['plain']) / 1e9:6.3f} more; keeps "
+            f"{kept[name] / 1e6:.1f} MB",
             flush=True,
         )
-    print(wanviz.plan(pipe, PROMPT, **asked, output_type="latent"))
+    print(wanviz.plan(pipe, PROMPT, **asked, num_inference_steps=steps))
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each kind on the CPU")
-    parser.add_argument("--steps", type=int, help="denoising steps: 2 on the CPU, 5 on a GPU")
+    parser.add_argument("--repeats", type=int, help="runs of each kind: 5 on the CPU, 2 on a GPU")
+    parser.add_argument("--steps", type=int, help="denoising steps: 2 on the CPU, 4 on a GPU")
     parser.add_argument("--gpu", choices=list(SIZES), help="A14B's shapes on a GPU instead")
     parser.add_argument("--layers", type=int, default=40, help="of the GPU benchmark")
     parser.add_argument("--device", default="cuda")
@@ -183,9 +221,11 @@ def main() -> None:
     if options.child:
         print(json.dumps(child(options.child, options.steps)))
     elif options.gpu:
-        on_gpu(options.gpu, options.layers, options.steps or 5, options.device)
+        on_gpu(
+            options.gpu, options.layers, options.steps or 4, options.repeats or 2, options.device
+        )
     else:
-        on_cpu(options.repeats, options.steps or 2)
+        on_cpu(options.repeats or 5, options.steps or 2)
 
 
 if __name__ == "__main__":
