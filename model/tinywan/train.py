@@ -292,7 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     leads = rank_and_world()[0] == 0
     try:
-        find_device(device)
+        if find_device(device).type == "cuda":
+            torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step
+            torch.set_float32_matmul_precision("high")
         if options.vae_steps is not None and options.vae_steps < 0:
             raise ConfigError(f"vae_steps={options.vae_steps}: use 0 or more")
         for name in ("image_batch", "video_batch", "micro_batch", "vae_batch", "takes", "threads"):
