@@ -40,7 +40,8 @@ def rng() -> np.random.Generator:
 def painted() -> Callable[..., Any]:
     """Makes traces whose maps are known: a theatre clip, and its masks in place of attention.
 
-    `painted(prompt=..., layers=4, truncated_at=None, video=True, keep=(("layer",),))`
+    `painted(prompt=..., layers=4, truncated_at=None, video=True, keep=(("layer",),))`; with "head" or "step" beside
+    "layer", masses are shares of those of the layer, 0.5 and 1.5 for the two heads.
     """
     from tinywan import theatre
 
@@ -82,6 +83,10 @@ def painted() -> Callable[..., Any]:
         looks[: layers // 2, apart > 1] = np.nan  # a temporal window in the lower half
         looks = (looks / np.nansum(looks, axis=-1, keepdims=True)).astype(np.float32)
         by_axes = {("layer",): (mass, looks), (): (mass.mean(axis=0), np.nanmean(looks, axis=0))}
+        for axis, weights in (("head", (0.5, 1.5)), ("step", np.linspace(0.25, 1.75, steps))):
+            parts = np.array(weights, np.float32)  # their mean is 1
+            each = parts[None, :, None, None, None, None] * mass[:, None]
+            by_axes["layer", axis] = (each, np.repeat(looks[:, None], len(parts), axis=1))
         arrays: dict[str, Any] = {
             "cond/load": rng.dirichlet(np.full(10, 5), (layers, steps)).astype(np.float32),
             "cond/where": np.full((layers, 10, 5, 12, 12), 0.3, np.float32),
@@ -116,7 +121,7 @@ def painted() -> Callable[..., Any]:
             arrays=arrays,
             keep=keep,
             grid=Grid(5, 12, 12),
-            labels={"layer": tuple(range(layers)), "step": tuple(range(steps)), "head": (0,)},
+            labels={"layer": tuple(range(layers)), "step": tuple(range(steps)), "head": (0, 1)},
             prompts={"cond": encoded},
             words={"cond": split_words(encoded)},
             record=record,

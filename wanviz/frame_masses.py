@@ -13,7 +13,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from wanviz.events import Event, Shard
 from wanviz.grid import Grid
 from wanviz.layout import STDERR, ArraySpec
-from wanviz.running import Labels, RunningMean, chosen_heads, chunks, work_bytes
+from wanviz.running import (
+    Labels,
+    RunningMean,
+    chosen_heads,
+    chunks,
+    work_bytes,
+    work_rows,
+)
 
 SAMPLED_ROWS = 16  # query tokens of each frame, where frame attention is sampled
 
@@ -25,6 +32,8 @@ def heads_at_once(tokens: int, width: int, device: str) -> int:
 
 def frame_work_bytes(tokens: int, width: int, frames: int, rows: int, device: str) -> int:
     """Memory that frame attention takes for a moment: keys, one-hot frames, and what comes out."""
+    if device != "cpu" and rows < tokens:  # one head at a time, and a few of its rows
+        return 16 * tokens * width + 8 * tokens * work_rows(rows, 4 * tokens, device)
     groups = -(-frames // width)
     heads = heads_at_once(tokens, width, device)
     return heads * (16 * tokens * width + 8 * rows * (width + frames)) + 4 * groups * tokens * width
@@ -194,7 +203,8 @@ def _masses_by_heads(event: Event, chosen: list[int], rows: Tensor) -> Iterator[
     """[n r f] for a few heads at a time: the mass that some query tokens lay on each frame.
 
     PyTorch's fused attention over values that are one-hot in the frame gives exactly that, and never holds the
-    matrix. On a CPU it is fused only where values are as wide as keys, so that frames come in such groups.
+    matrix. On a CPU it is fused only where values are as wide as keys, so that frames come in such groups. On a GPU
+    it shares its work out by queries, and few of them leave most of it idle: there, few queries' logits are held.
     """
     assert event.q is not None and event.k is not None
     if event.shard is not None:
@@ -206,6 +216,11 @@ def _masses_by_heads(event: Event, chosen: list[int], rows: Tensor) -> Iterator[
     everything = len(rows) == tokens
     here = slice(None) if everything else rows.to(device)
     rotary = None if event.rotary is None else (event.rotary[0][here], event.rotary[1][here])
+    if device.type != "cpu" and not everything:
+        for head in chosen:
+            k = turned(event.k[head], event.rotary).float()
+            yield few_row_masses(turned(event.q[head, here], rotary).float(), k, frames)[None]
+        return
     frame_of = torch.arange(tokens, device=device) // places
     groups = [
         (frame_of[:, None] == torch.arange(first, first + width, device=device)).float()
@@ -221,6 +236,25 @@ def _masses_by_heads(event: Event, chosen: list[int], rows: Tensor) -> Iterator[
             for group in groups
         ]
         yield torch.cat(parts, dim=-1)[..., :frames]
+
+
+def few_row_masses(q: Tensor, k: Tensor, frames: int) -> Tensor:
+    """The mass that some query tokens lay on each frame, by the logits of all of them.
+
+    Args:
+        q: float32 `[r, d]` queries.
+        k: float32 `[l, d]` keys, as many for each frame.
+        frames: how many.
+
+    Returns:
+        `[r, f]`, rows sum to 1.
+    """
+    found = []
+    q = q * q.shape[1] ** -0.5
+    for span in chunks(len(q), 4 * len(k), q.device):
+        logits = q[span] @ k.T  # r l
+        found.append(logits.unflatten(1, (frames, -1)).logsumexp(dim=2).softmax(dim=1))
+    return torch.cat(found)
 
 
 def _shared_head_masses(event: Event, shard: Shard, head: int, rows: Tensor) -> Iterator[Tensor]:

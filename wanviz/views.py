@@ -10,43 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from einops import rearrange
 
 from wanviz.contents import steps_watched
-from wanviz.errors import KeepError
 from wanviz.grid import pixel_frames as pixel_frames_of
-from wanviz.layout import NO_PADDING, SPECIAL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wanviz.trace import Trace
-    from wanviz.words import Word
 
     Floats = NDArray[np.float32]
 
 COLOR_MAP = "magma"
 LUMA = np.array([0.30, 0.59, 0.11])  # of red, green, blue, as a canvas takes colour out
 LEAST_ALPHA, MOST_ALPHA = 0.25, 0.80  # how much of the video a map covers at the scale's two ends
-
-
-@dataclass(frozen=True)
-class WordMaps:
-    """The maps of every word of a prompt, of end of text and of padding.
-
-    Attributes:
-        words: the words that have tokens.
-        maps: attention mass, [word, layer, frame, row, column]; the first layer is the mean.
-        kinds: "end_of_text", and "padding" where the model attends to it.
-        special: the same for these, [kind, layer, frame, row, column].
-        layers: the numbers of the layers after the mean; empty if the trace kept no layers.
-    """
-
-    words: tuple[Word, ...]
-    maps: Floats
-    kinds: tuple[str, ...]
-    special: Floats
-    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -67,39 +44,6 @@ class Scale:
     def of(cls, mass: Floats) -> Scale:
         """From zero to the highest mass of a clip, so that one scale serves all its frames."""
         return cls(0.0, float(np.nan_to_num(mass).max(initial=0.0)))
-
-
-def word_maps(trace: Trace) -> WordMaps:
-    """The maps of a trace's words and of what follows them, as mean over layers and per layer.
-
-    Padding has none where the model does not attend to it. Where the capture of words failed there
-    are no words, and what follows them is NaN.
-    """
-    if "words" in trace.record["failed"]:
-        nothing = np.zeros((0, 1, *trace.contents.grid.shape), np.float32)
-        unknown = np.full((1, 1, *trace.contents.grid.shape), np.nan, np.float32)
-        return WordMaps((), nothing, SPECIAL[:1], unknown, ())
-    words = tuple(word for word in trace.words if word.tokens)
-    mean = trace.special[()]
-    layers: tuple[int, ...] = ()
-    special = [mean.values]
-    try:
-        by_layer = trace.special["layer"]
-    except KeepError:  # the trace was made without layers: the mean is all there is
-        pass
-    else:
-        layers = tuple(int(layer) for layer in by_layer.layer.values)
-        special += list(by_layer.transpose("layer", *mean.dims).values)
-    choices: tuple[int | None, ...] = (None, *layers)
-    maps = np.zeros((len(words), len(choices), *mean.shape[1:]), np.float32)
-    for row, word in enumerate(words):
-        for column, layer in enumerate(choices):
-            maps[row, column] = trace.word_map(word, layer=layer).values
-    behind = rearrange(np.asarray(special, np.float32), "layer kind f h w -> kind layer f h w")
-    every = tuple(str(kind) for kind in mean.kind.values)
-    padded = trace.record.get("padding_keys") != NO_PADDING
-    shown = [row for row, kind in enumerate(every) if padded or kind != "padding"]
-    return WordMaps(words, maps, tuple(every[row] for row in shown), behind[shown], layers)
 
 
 def pixel_frames(trace: Trace) -> list[range]:
@@ -163,11 +107,11 @@ def overlay(frame: NDArray[np.uint8], mass: Floats, scale: Scale) -> NDArray[np.
     return laid
 
 
-def colors() -> NDArray[np.uint8]:
-    """The colour map as a table, [256, 3]."""
+def colors(name: str = COLOR_MAP) -> NDArray[np.uint8]:
+    """A colour map as a table, [256, 3]."""
     import matplotlib as mpl
 
-    table: NDArray[np.uint8] = mpl.colormaps[COLOR_MAP](np.arange(256), bytes=True)[:, :3]
+    table: NDArray[np.uint8] = mpl.colormaps[name](np.arange(256), bytes=True)[:, :3]
     return table
 
 

@@ -19,6 +19,7 @@ FLAGS = [
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202edog\u202c " * 99
 
 
+EVERY_SLICE = (("layer", "head"), ("layer", "step"))
 EMOJI = "😀👩🏽‍🚀 a woman 🌂 in rain 🐶 is lost"
 
 
@@ -43,10 +44,13 @@ def chromium():
 def pages(painted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     report(painted(), folder / "plain.html")
+    report(painted(keep=EVERY_SLICE), folder / "slices.html")
     report(painted(HOSTILE, truncated_at=200), folder / "hostile.html")
     report(painted(video=False, keep=((),), frames=None), folder / "bare.html")
     report(painted(EMOJI, truncated_at=19), folder / "emoji.html")
-    (folder / "cell.html").write_text(f"<!doctype html>{frame(painted())}", "utf-8")
+    (folder / "cell.html").write_text(
+        f"<!doctype html><meta charset=utf-8>{frame(painted())}", "utf-8"
+    )
     return folder
 
 
@@ -81,7 +85,7 @@ def visit(chromium, pages):
     assert troubles == []
 
 
-def pixels(page, selector="#screen"):
+def pixels(page, selector="[data-id=screen]"):
     size = page.evaluate(
         f"(({{width, height}}) => [height, width])(document.querySelector('{selector}'))"
     )
@@ -101,7 +105,7 @@ def pixels(page, selector="#screen"):
 
 
 def chip(page, word):
-    return page.locator(".chip", has_text=word).first
+    return page.locator(".wv-chip", has_text=word).first
 
 
 def test_hovering_a_word_paints_its_map_over_the_frame(visit, painted):
@@ -111,7 +115,7 @@ def test_hovering_a_word_paints_its_map_over_the_frame(visit, painted):
     mass = trace.word_map("旗袍").values
     expected = views.overlay(trace.frames[0], mass[0], views.Scale.of(mass)).astype(int)
     assert np.abs(pixels(page) - expected).max() <= 4
-    assert page.locator("#high").inner_text() == f"{mass.max():.2g}"
+    assert page.locator("[data-id=high]").inner_text() == f"{mass.max():.2g}"
     page.mouse.move(5, 5)
     assert np.abs(pixels(page) - trace.frames[0]).max() == 0
 
@@ -119,13 +123,13 @@ def test_hovering_a_word_paints_its_map_over_the_frame(visit, painted):
 def test_a_layer_a_frame_and_a_shared_scale_paint_what_the_trace_has(visit, painted):
     trace, page = painted(), visit("plain")
     chip(page, "伞").click()
-    page.select_option("#layer", label="layer 2")
-    page.select_option("#scale", "all")
-    page.locator("#strip button").nth(3).click()
+    page.select_option("[data-id=layer]", label="2")
+    page.select_option("[data-id=scale]", "all")
+    page.locator("[data-id=strip] button").nth(3).click()
     mass = trace.word_map("伞", layer=2).values
     peak = max(float(trace.word_map(word, layer=2).max()) for word in trace.words)
     shown = views.overlay(trace.frames[11], mass[3], views.Scale(0, peak)).astype(int)
-    assert page.locator("#where").inner_text() == "frame 11 / 16"
+    assert page.locator("[data-id=where]").inner_text() == "frame 11 / 16"
     assert np.abs(pixels(page) - shown).max() <= 4
 
 
@@ -135,37 +139,40 @@ def test_the_keyboard_reaches_words_plays_and_steps(visit):
     page = visit("plain")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert page.locator("#where").inner_text() == "frame 2 / 16"
+    assert page.locator("[data-id=where]").inner_text() == "frame 2 / 16"
     page.keyboard.press("ArrowLeft")
-    assert page.locator("#where").inner_text() == "frame 1 / 16"
+    assert page.locator("[data-id=where]").inner_text() == "frame 1 / 16"
     plain = pixels(page)
     for _ in range(4):  # two languages, the prompt, the first word
         page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className").startswith("chip")
+    assert page.evaluate("document.activeElement.className").startswith("wv-chip")
     assert np.abs(pixels(page) - plain).max() > 20
     page.keyboard.press("Enter")
-    assert page.locator('.chip[aria-pressed="true"]').count() == 1
+    assert page.locator('.wv-chip[aria-pressed="true"]').count() == 1
     page.keyboard.press("Escape")
-    assert page.locator('.chip[aria-pressed="true"]').count() == 0
+    assert page.locator('.wv-chip[aria-pressed="true"]').count() == 0
     page.locator("h1").click()
     page.keyboard.press("Space")
-    expect(page.locator("#where")).not_to_have_text("frame 1 / 16")  # page scripts may not eval
+    expect(page.locator("[data-id=where]")).not_to_have_text(
+        "frame 1 / 16"
+    )  # page scripts may not eval
     page.keyboard.press("Space")
-    assert page.locator("#play").get_attribute("aria-label") == "Play"
+    assert page.locator("[data-id=play]").get_attribute("aria-label") == "Play"
 
 
-def test_a_video_starts_by_itself_unless_motion_is_to_be_reduced(visit):
-    assert visit("plain").locator("#play").get_attribute("aria-label") == "Play"
-    moving = visit("plain", motion="no-preference")
-    assert moving.locator("#play").get_attribute("aria-label") == "Pause"
+def test_no_video_starts_by_itself(visit):
+    page = visit("plain", motion="no-preference")
+    assert page.locator("[data-id=play]").get_attribute("aria-label") == "Play"
+    page.click("[data-id=play]")
+    assert page.locator("[data-id=play]").get_attribute("aria-label") == "Pause"
 
 
 def test_a_hostile_prompt_is_shown_as_text_and_runs_nothing(visit):
     page = visit("hostile", width=360)
-    assert page.locator("#prompt img, #prompt script").count() == 0
-    shown = page.locator("#prompt").inner_text()
+    assert page.locator("[data-id=prompt] img, #prompt script").count() == 0
+    shown = page.locator("[data-id=prompt]").inner_text()
     assert "onerror" in shown and "U+202E" in shown and "\u202e" not in shown
-    assert "first 200 characters" in page.locator("#cut").inner_text()
+    assert "first 200 characters" in page.locator("[data-id=cut]").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
@@ -174,36 +181,188 @@ def test_a_hostile_prompt_is_shown_as_text_and_runs_nothing(visit):
 def test_a_page_fits_its_window_in_both_themes(visit, width, scheme):
     page = visit("plain", width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    paper = page.evaluate("getComputedStyle(document.querySelector('.wv')).backgroundColor")
     brightness = np.mean([int(n) for n in paper.strip("rgb()").split(",")])
     assert brightness > 200 if scheme == "light" else brightness < 60
 
 
 def test_an_emoji_counts_as_one_character(visit):
     page = visit("emoji")
-    assert page.locator("#prompt .chip").all_inner_texts() == ["a", "woman", "in"]
-    assert page.locator("#prompt .lost").all_inner_texts() == ["rain 🐶 is lost"]
-    shown = page.locator("#prompt").inner_text().replace("U+200D", "\u200d")
+    assert page.locator("[data-id=prompt] .wv-chip").all_inner_texts() == ["a", "woman", "in"]
+    assert page.locator("[data-id=prompt] .wv-lost").all_inner_texts() == ["rain 🐶 is lost"]
+    shown = page.locator("[data-id=prompt]").inner_text().replace("U+200D", "\u200d")
     assert shown.split() == EMOJI.split()
 
 
 def test_the_language_can_be_changed(visit):
     page = visit("plain")
-    page.click("#zh")
+    page.click("[data-id=zh]")
     assert page.evaluate("document.documentElement.lang") == "zh"
     assert page.locator("h1").inner_text() == "wanviz 每个词做了什么"
-    assert page.locator("#kinds .chip").all_inner_texts() == ["文本结束符", "填充"]
+    assert page.locator("[data-id=kinds] .wv-chip").all_inner_texts() == ["文本结束符", "填充"]
 
 
 def test_a_bare_trace_says_what_is_missing(visit):
     page = visit("bare")
-    assert "not decoded" in page.locator("#reading").inner_text()
-    assert 'frames="exact"' in page.locator("#frames-note").inner_text()
+    assert "not decoded" in page.locator("[data-id=reading]").inner_text()
+    assert 'frames="exact"' in page.locator("[data-id=frames-note]").inner_text()
 
 
 def test_the_page_works_inside_a_notebooks_sandboxed_frame(visit):
     page = visit("cell")
     inside = page.frame_locator("iframe")
     inside.locator("html[data-ready]").wait_for()
-    inside.locator(".chip", has_text="旗袍").hover()
-    assert inside.locator("#now-word").inner_text() == "旗袍"
+    inside.locator(".wv-chip", has_text="旗袍").hover()
+    assert inside.locator("[data-id=now-word]").inner_text() == "旗袍"
+
+
+def choose(page, **places):
+    for axis, place in places.items():
+        page.select_option(f"[data-id={axis}]", label="mean" if place is None else str(place))
+
+
+@pytest.mark.parametrize(
+    "place", [{"layer": 3, "head": 1}, {"layer": 0, "step": 5}, {"head": 0}, {"step": 2}]
+)
+def test_every_slice_paints_what_the_trace_has(visit, painted, place):
+    trace, page = painted(keep=EVERY_SLICE), visit("slices")
+    choose(page, **place)
+    for word, number in (("旗袍", 0), ("伞", 11), ("雨", 16)):
+        page.locator("[data-id=scrub]").fill(str(number))
+        chip(page, word).hover()
+        mass = trace.word_map(word, **place).values
+        shown = views.overlay(trace.frames[number], mass[(number + 3) // 4], views.Scale.of(mass))
+        assert np.abs(pixels(page) - shown.astype(int)).max() <= 4
+        page.mouse.move(5, 5)
+
+
+def test_a_slice_that_the_page_lacks_is_said_to_be_absent(visit, painted):
+    page = visit("slices")
+    chip(page, "旗袍").click()
+    choose(page, layer=1, head=1, step=3)
+    page.mouse.move(5, 5)
+    assert "not in the page" in page.locator("[data-id=now-text]").inner_text()
+    assert np.abs(pixels(page) - painted().frames[0]).max() == 0
+
+
+def test_several_words_are_kept_in_colours_of_their_own(visit, painted):
+    trace, page = painted(), visit("plain")
+    for word in ("旗袍", "雨"):
+        chip(page, word).click()
+    page.mouse.move(5, 5)
+    assert page.locator("[data-id=now-word]").inner_text() == "2 words together"
+    seen = pixels(page)
+    colors = {"旗袍": (213, 94, 0), "雨": (0, 158, 115)}
+    for word, color in colors.items():
+        others = [trace.word_map(other).values[0] for other in colors if other != word]
+        mass = trace.word_map(word).values
+        share = mass[0] / mass.max() - sum(other / other.max() for other in others)
+        row, column = np.unravel_index(share.argmax(), share.shape)
+        grey = trace.frames[0][8 * row + 4, 8 * column + 4] @ views.LUMA
+        found = seen[8 * row + 4, 8 * column + 4] - grey
+        assert found @ (np.array(color) - grey) > 0.8 * np.linalg.norm(found) * np.linalg.norm(
+            np.array(color) - grey
+        )
+        assert str(color[0]) in chip(page, word).evaluate("e => e.style.getPropertyValue('--pin')")
+
+
+def test_dragging_over_the_video_ranks_the_words_of_that_region(visit, painted):
+    trace, page = painted(), visit("plain")
+    box = page.locator("[data-id=screen]").bounding_box()
+    cell = box["width"] / 12
+
+    def at(row, column):
+        return box["x"] + (column + 0.5) * cell, box["y"] + (row + 0.5) * cell
+
+    page.mouse.move(*at(5, 3))
+    page.mouse.down()
+    page.mouse.move(*at(8, 6), steps=4)
+    page.mouse.up()
+    region = np.s_[0, 5:9, 3:7]
+    words = [word for word in trace.words if word.tokens]
+    masses = [trace.word_map(word).values[region].mean() for word in words]
+    behind = [kind.values[region].mean() for kind in trace.special[()]]
+    wanted = sorted([*masses, *behind], reverse=True)
+    lines = page.locator("[data-id=ranks] li")
+    assert lines.count() == len(wanted)
+    shares = [
+        float(text.split(" %")[0].strip("< "))
+        for text in lines.locator(".wv-rank-text").all_inner_texts()
+    ]
+    assert np.allclose(shares, 100 * np.array(wanted), atol=0.06 + 100 * 0.5 * max(wanted) / 254)
+    page.keyboard.press("Shift+ArrowDown")
+    page.keyboard.press("ArrowUp")
+    assert "rows 4–8, columns 3–6" in page.locator("[data-id=ranks]").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator("[data-id=ranks]").is_hidden()
+
+
+def test_the_grid_of_heads_is_sorted_and_leads_to_the_video(visit, painted):
+    trace, page = painted(keep=EVERY_SLICE), visit("slices")
+    grid = page.locator("[data-id=heads] button")
+    assert page.locator("[data-id=heads]").is_hidden()
+    chip(page, "伞").click()
+    assert grid.count() == 8
+    page.select_option("[data-id=order]", "mass")
+    shares = {
+        (layer, head): float(trace.word_map("伞", layer=layer, head=head).mean())
+        for layer in range(4)
+        for head in range(2)
+    }
+    best = max(shares, key=shares.get)
+    assert grid.first.inner_text() == f"{best[0]}·{best[1]}"
+    grid.first.click()
+    assert (
+        page.locator("[data-id=unit]")
+        .inner_text()
+        .startswith(f"attention mass (layer {best[0]}, head {best[1]})")
+    )
+    page.mouse.move(5, 5)
+    mass = trace.word_map("伞", layer=best[0], head=best[1]).values
+    shown = views.overlay(trace.frames[0], mass[0], views.Scale.of(mass)).astype(int)
+    assert np.abs(pixels(page) - shown).max() <= 4
+
+
+def test_a_page_without_heads_says_how_to_get_them(visit):
+    page = visit("plain")
+    chip(page, "伞").click()
+    assert '("layer", "head")' in page.locator("[data-id=heads-note]").inner_text()
+
+
+def test_distance_is_subtracted_from_how_frames_look_at_frames(visit, painted):
+    trace, page = painted(), visit("plain")
+    mass = trace.frame_attention().mass.values
+    away = np.abs(np.subtract.outer(range(5), range(5)))
+    rest = mass - np.array([[mass[away == d].mean() for d in row] for row in away])
+    cells = page.locator("[data-id=frames] .wv-in-cell")
+    assert [float(text) for text in cells.all_text_contents()] == pytest.approx(
+        mass.ravel().tolist(), abs=0.006
+    )
+    page.check("[data-id=baseline]")
+    found = [float(text) for text in cells.all_text_contents()]
+    assert found == pytest.approx(rest.ravel().tolist(), abs=0.006)
+
+
+def test_a_token_expert_shows_where_it_works(visit, painted):
+    trace, page = painted(), visit("plain")
+    cell = page.locator("[data-id=load] .wv-cell").nth(13)  # ten to a layer
+    cell.click()
+    page.mouse.move(5, 5)
+    where = trace.routing["where"].values[1, 3]
+    shown = views.overlay(trace.frames[0], where[0], views.Scale(0, 1)).astype(int)
+    assert np.abs(pixels(page) - shown).max() <= 4
+    assert page.locator("[data-id=now-word]").inner_text() == "layer 1, token expert 3"
+    assert "these words are read" in page.locator("[data-id=expert-words]").inner_text()
+    cell.click()
+    page.mouse.move(5, 5)
+    assert np.abs(pixels(page) - trace.frames[0]).max() == 0
+
+
+def test_every_part_that_takes_focus_keeps_jupyterlabs_hands_off_its_keys(visit):
+    page = visit("slices")
+    chip(page, "伞").click()
+    left = page.evaluate(
+        """() => [...document.querySelectorAll('button, select, input, a[href], [tabindex]')]
+          .filter((e) => e.getAttribute('data-lm-suppress-shortcuts') !== 'true').length"""
+    )
+    assert left == 0

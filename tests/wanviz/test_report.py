@@ -3,15 +3,19 @@
 import base64
 import hashlib
 import io
+import itertools
 import json
 import re
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from wanviz import slices
 from wanviz.errors import ReportError, TraceFileError
-from wanviz.report import MISSING, MOST_LEVEL, page_data, quantise, render, report
+from wanviz.page import MISSING, MOST_LEVEL, page_data, quantise
+from wanviz.report import render, report
 from wanviz.show import mimebundle
 
 HOSTILE = (
@@ -71,18 +75,57 @@ def test_a_lone_surrogate_is_written_as_utf_8(painted, tmp_path):
     assert data_of(path.read_text("utf-8"))["prompt"] == "a \ud800 dog"
 
 
-def test_stored_maps_equal_the_trace_within_half_a_unit(painted, page):
-    trace, data = painted(), data_of(page)
-    shape = (len(data["words"]) + len(data["kinds"]), 1 + len(data["layers"]), *data["grid"])
-    levels = np.frombuffer(base64.b64decode(data["maps"]["levels"]), np.uint8).reshape(shape)
-    unit = np.array(data["maps"]["unit"])[..., None, None, None]
-    stored = levels * unit
-    for index, word in enumerate(trace.words):
-        for slot, layer in enumerate((None, *data["layers"])):
-            off = np.abs(stored[index, slot] - trace.word_map(word, layer=layer).values)
-            assert off.max() <= unit[index, slot].item() * 0.5001
-            assert off.max() <= float(data["maps"]["error"]) * 1.06  # stated with one digit
-    assert np.allclose(stored[len(trace.words) :, 0], trace.special[()].values, atol=unit.max() / 2)
+def stored_maps(data, number):
+    """A family of the page: masses [subject, …, f, h, w] and units [subject, …]."""
+    family = data["maps"]["families"][number]
+    sizes = [len(choices) + 1 for choices in family["choices"]]
+    subjects = len(data["words"]) + len(data["kinds"])
+    levels, unit = (zlib.decompress(base64.b64decode(family[name])) for name in ("levels", "units"))
+    unit = np.frombuffer(unit, "<f4").reshape(subjects, *sizes).astype(float)
+    levels = np.frombuffer(levels, np.uint8).reshape(*unit.shape, *data["grid"]).astype(float)
+    levels[levels == MISSING] = np.nan
+    return levels * unit[..., None, None, None], unit
+
+
+@pytest.mark.parametrize("keep", [(("layer",),), (("layer", "head"), ("layer", "step")), ((),)])
+def test_stored_maps_equal_the_trace_within_half_a_unit(painted, keep):
+    trace = painted(keep=keep)
+    data = data_of(render(trace))
+    axes = [family["axes"] for family in data["maps"]["families"]]
+    assert axes == [list(axes) for axes in keep]
+    for number, family in enumerate(data["maps"]["families"]):
+        stored, unit = stored_maps(data, number)
+        places = [range(len(choices) + 1) for choices in family["choices"]]
+        for place in itertools.product(*places):
+            asked = {a: None if i == 0 else i - 1 for a, i in zip(family["axes"], place)}  # noqa: B905
+            for index, word in enumerate(trace.words):
+                off = np.abs(stored[index, *place] - trace.word_map(word, **asked).values)
+                assert off.max() <= unit[index, *place] * 0.5001 + 1e-7
+                assert off.max() <= float(data["maps"]["error"]) * 1.06  # stated with one digit
+        mean = stored[len(trace.words) :, *(0 for _ in places)]
+        assert np.allclose(mean, trace.special[()].values, atol=unit.max() / 2)
+
+
+def test_what_does_not_fit_is_averaged_in_groups_and_then_left_out(painted, monkeypatch):
+    trace = painted(layers=20, keep=(("layer", "step"),))
+    subjects = len(trace.words) + 2
+    each = subjects * 5 * 12 * 12
+    found, grouped = slices.families(trace, most=21 * 7 * each)
+    assert not grouped
+    assert [len(choices) for choices in found[0].choices] == [20, 6]
+    found, grouped = slices.families(trace, most=21 * 7 * each - 1)
+    assert grouped
+    assert [
+        group.name for group in found[0].choices[0]
+    ] == "0–2 3–5 6–8 9–11 12–13 14–15 16–17 18–19".split()
+    maps = slices.family_maps(trace, found[0])
+    wanted = np.mean([trace.word_map("伞", layer=n, step=4).values for n in (3, 4, 5)], axis=0)
+    index = [word.text for word in trace.words].index("伞")
+    np.testing.assert_allclose(maps[index, 2, 5], wanted, atol=1e-6)
+    found, grouped = slices.families(trace, most=20 * each)
+    assert grouped
+    assert [family.axes for family in found] == [("layer",), ("step",)]
+    assert slices.families(trace, most=each) == ((slices.Family((), ()),), True)
 
 
 def test_what_was_not_computed_has_a_level_of_its_own():
@@ -96,9 +139,8 @@ def test_what_was_not_computed_has_a_level_of_its_own():
 
 def test_shares_add_up_to_all_attention(page):
     data = data_of(page)
-    for slot in range(1 + len(data["layers"])):
-        total = sum(item["shares"][slot] for item in [*data["words"], *data["kinds"]])
-        assert total == pytest.approx(1, abs=1e-3)
+    stored, unit = stored_maps(data, 0)
+    assert np.allclose(stored.sum(axis=0), 1, atol=unit.sum(axis=0).max() / 2)
     assert [kind["name"] for kind in data["kinds"]] == ["end_of_text", "padding"]
 
 
@@ -113,7 +155,7 @@ def test_frames_are_stored_without_loss(painted, page):
 def test_a_report_says_what_a_trace_does_not_have(painted):
     data = page_data(painted(video=False, keep=((),), frames=None))
     assert data["video"]["frames"] is None
-    assert data["layers"] == ()
+    assert data["maps"]["families"][0]["axes"] == ()
     assert data["frames"] is None
 
 

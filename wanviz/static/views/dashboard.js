@@ -1,0 +1,171 @@
+// Joins the views of one trace under one header.
+import { AXES, Maps, PIN_COLORS, Store, addText, bytes, h } from "./kit.js";
+import { speaker } from "./texts.js";
+import { mountPlayer } from "./player.js";
+import { mountHeads } from "./heads.js";
+import { mountFrames } from "./frames.js";
+import { mountLoad, mountNoise } from "./experts.js";
+
+/** What the views of one trace share: its data, its state, and questions about both. */
+class Page {
+  constructor(data, maps) {
+    Object.assign(this, { data, maps, pictures: [], shownLatent: 0 });
+    this.tables = Object.fromEntries(Object.entries(data.colors).map(([name, table]) => [name, bytes(table)]));
+    this.diverging = bytes(data.diverging);
+    this.where = data.where ? bytes(data.where.levels) : null;
+    this.store = new Store({
+      frame: 0, layer: null, head: null, step: null, hovered: null, pinned: [], expert: null, region: null, opacity: 1, scale: "word",
+      colors: Object.keys(data.colors)[0], speed: 1, playing: false, order: "place", bright: "own", baseline: false, language: null, ready: false,
+    });
+    this.say = speaker("en");
+    this.store.on((changed) => changed.has("language") && (this.say = speaker(this.store.state.language)));
+  }
+  table() {
+    return this.tables[this.store.state.colors];
+  }
+  nameOf = (index) => {
+    const { words, kinds } = this.data;
+    return index < words.length ? words[index].text : this.say(kinds[index - words.length].name);
+  };
+  /** The subjects whose maps are seen: the one that is hovered, or all that are pinned. */
+  shown() {
+    const { hovered, pinned, expert } = this.store.state;
+    return hovered !== null ? [hovered] : expert ? [] : pinned;
+  }
+  expert() {
+    const { hovered, expert } = this.store.state;
+    return hovered === null ? expert : null;
+  }
+  shade(index) {
+    return PIN_COLORS[this.store.state.pinned.indexOf(index) % PIN_COLORS.length] ?? PIN_COLORS[0];
+  }
+  latentOf(frame) {
+    return this.data.spans.findIndex(([first, last]) => frame >= first && frame <= last);
+  }
+  sliceName() {
+    const { say, maps } = this;
+    const state = this.store.state;
+    const named = AXES.filter((axis) => state[axis] !== null).map((axis) => {
+      const choice = maps.choices(axis)[state[axis]];
+      return say(choice.members > 1 ? `several.${axis}` : `one.${axis}`, choice.name);
+    });
+    return named.length ? named.join(", ") : say("mean.layer");
+  }
+  /** Share of all attention that a subject gets in the selection, and the latent frame of its peak. */
+  summary(index) {
+    const map = this.maps.at(index, this.store.state, null);
+    if (!map) return { share: 0, peakAt: 0 };
+    let [sum, top, peakAt] = [0, -1, 0];
+    map.levels.forEach((level, i) => {
+      sum += level;
+      if (level > top) [top, peakAt] = [level, Math.floor(i / this.maps.cells)];
+    });
+    return { share: (sum * map.unit) / map.levels.length, peakAt };
+  }
+  /** Words and what follows them by their mean mass in a region of one latent frame: [{ index, mass, lift }]. */
+  rank({ row, column, high, wide }, latent) {
+    const { data, maps } = this;
+    const found = [];
+    [...data.words, ...data.kinds].forEach((_, index) => {
+      const map = maps.at(index, this.store.state, latent);
+      if (!map) return;
+      let sum = 0;
+      for (let r = row; r < row + high; r += 1) for (let c = column; c < column + wide; c += 1) sum += map.levels[r * maps.columns + c];
+      const mass = (sum * map.unit) / (high * wide);
+      const mean = this.summary(index).share;
+      found.push({ index, mass, lift: mean > 0 ? mass / mean : 0 });
+    });
+    return found.sort((a, b) => b.mass - a.mass);
+  }
+  expertMap(latent) {
+    const { layer, expert } = this.store.state.expert;
+    const { cells, frames } = this.maps;
+    const from = ((layer * this.data.load[0].length + expert) * frames + latent) * cells;
+    return this.where.subarray(from, from + cells);
+  }
+  /** How much more a word is read where a token expert works than anywhere, in its layer: [{ index, lift }]. */
+  expertReads() {
+    const { layer } = this.store.state.expert;
+    const { maps, data } = this;
+    const chosen = { layer: maps.choices("layer").length === data.layers.length ? layer : null, head: null, step: null };
+    return data.words.map((_, index) => {
+      const map = maps.at(index, chosen, null);
+      if (!map) return { index, lift: 0 };
+      let [joint, work, read] = [0, 0, 0];
+      for (let latent = 0; latent < maps.frames; latent += 1) {
+        this.expertMap(latent).forEach((level, i) => {
+          const mass = map.levels[latent * maps.cells + i];
+          joint += level * mass;
+          work += level;
+          read += mass;
+        });
+      }
+      return { index, lift: work && read ? (joint * map.levels.length) / (work * read) : 0 };
+    }).sort((a, b) => b.lift - a.lift);
+  }
+  drawFrame(context, frame, width, height) {
+    if (this.pictures[frame]) {
+      context.imageSmoothingEnabled = width < this.data.video.width;
+      context.drawImage(this.pictures[frame], 0, 0, width, height);
+    } else {
+      context.fillStyle = "#606060";
+      context.fillRect(0, 0, width, height);
+    }
+  }
+}
+
+/** Draws the views of a trace into an element; returns what a test or a host may want to know. */
+export async function mountDashboard(root, data, { language = "en", keys = root } = {}) {
+  const page = new Page(data, await Maps.read(data));
+  const { store } = page;
+  const player = mountPlayer(page);
+  const titled = [];
+  const title = (tag, name, attributes = {}) => {
+    const element = h(tag, attributes);
+    titled.push([element, name]);
+    return element;
+  };
+  const panel = (name, view) => h("figure", { "data-panel": name }, title("figcaption", name), view);
+  const tongue = (name, text) => h("button", { lang: name, "data-id": name, onclick: () => store.set({ language: name }) }, text);
+  const tongues = [tongue("en", "English"), tongue("zh", "中文")];
+  const facts = h("p", { class: "wv-soft", "data-id": "facts" }, data.facts);
+  const record = h("dl", { "data-id": "record" });
+  for (const [name, value] of data.record) {
+    const said = h("dd");
+    addText(said, value, "wv-value");
+    record.append(h("dt", {}, name), said);
+  }
+  const reading = h("ul", { class: "wv-reading", "data-id": "reading" });
+  root.classList.add("wv");
+  root.append(
+    h("header", { class: "wv-top" },
+      h("div", {}, h("h1", {}, h("span", { class: "wv-brand" }, "wanviz"), " ", title("span", "title")), facts),
+      h("div", { class: "wv-languages", role: "group", "aria-label": "Language 语言" }, ...tongues)),
+    h("main", {},
+      h("section", { class: "wv-card" }, title("h2", "prompt"), player.words),
+      h("section", { class: "wv-card" }, title("h2", "video", { class: "wv-unseen" }), player.stage),
+      h("section", { class: "wv-card" }, title("h2", "heads"), mountHeads(page)),
+      h("section", { class: "wv-panels" }, title("h2", "inside"),
+        panel("frames", mountFrames(page)), panel("noise", mountNoise(page)), panel("load", mountLoad(page))),
+      h("section", { class: "wv-card" }, title("h2", "about"), record, reading)));
+  store.on((changed, state) => {
+    if (!changed.has("language")) return;
+    for (const [element, name] of titled) element.textContent = page.say(name);
+    tongues.forEach((button) => button.setAttribute("aria-pressed", String(button.lang === state.language)));
+    root.lang = state.language;
+    if (keys === document) document.documentElement.lang = state.language;
+    reading.replaceChildren(...[...(data.video.frames ? [] : [page.say("notDecoded")]), ...page.say("reading", data)].map((line) => h("li", {}, line)));
+  });
+  keys.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || !player.key(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  store.set({ language });
+  if (data.video.frames) {
+    const images = data.video.frames.map((frame) => new Blob([bytes(frame)], { type: "image/webp" }));
+    page.pictures = await Promise.all(images.map((image) => createImageBitmap(image)));
+  }
+  store.set({ ready: true });
+  return page;
+}

@@ -1,0 +1,100 @@
+// How frames look at frames: the matrix of a layer, a head or a step, with what distance alone explains.
+import { AXES, clamp, colorAt, digits, drawing, h, middle, shape, shortSpan } from "./kit.js";
+
+export function mountFrames(page) {
+  const { data, store } = page;
+  const state = store.state;
+  const home = h("div", { class: "wv-frames", "data-id": "frames" });
+  const note = h("p", { class: "wv-note", "data-id": "frames-note" });
+  const box = h("input", { type: "checkbox", "data-id": "baseline", onchange: () => store.set({ baseline: box.checked }) });
+  const label = h("span");
+  const pair = h("div", { class: "wv-pair", hidden: true }, ...[0, 1].map(() => h("canvas", { width: 96, height: Math.round((96 * data.video.height) / data.video.width) })));
+  const count = data.spans.length;
+
+  /** The matrix of the selection and its standard errors: { mass, stderr }; null if the page has none. */
+  function matrix() {
+    if (!data.frames) return null;
+    const asked = AXES.filter((axis) => state[axis] !== null);
+    const family = data.frames.find(({ axes }) => asked.every((axis) => axes.includes(axis)));
+    if (!family) return null;
+    let place = 0;
+    family.axes.forEach((axis, i) => (place = place * (family.choices[i].length + 1) + (state[axis] === null ? 0 : state[axis] + 1)));
+    return { mass: family.mass[place], stderr: family.stderr?.[place] };
+  }
+
+  /** Mean mass of all pairs of frames that are as far apart. */
+  function byDistance(mass) {
+    const sums = new Map();
+    mass.forEach((row, q) => row.forEach((value, k) => {
+      if (value === null) return;
+      const [sum, pairs] = sums.get(Math.abs(q - k)) ?? [0, 0];
+      sums.set(Math.abs(q - k), [sum + value, pairs + 1]);
+    }));
+    return (q, k) => {
+      const [sum, pairs] = sums.get(Math.abs(q - k));
+      return sum / pairs;
+    };
+  }
+
+  function showPair(q, k) {
+    pair.hidden = q === null;
+    if (q === null) return;
+    [q, k].forEach((latent, i) => page.drawFrame(pair.children[i].getContext("2d"), Math.min(middle(data.spans[latent]), data.video.count - 1), pair.children[i].width, pair.children[i].height));
+  }
+
+  function show() {
+    const { say } = page;
+    label.textContent = say("baseline");
+    const found = matrix();
+    box.parentElement.hidden = !found;
+    if (!found) {
+      home.replaceChildren();
+      note.textContent = data.frames ? say("absent") : say("noFrames");
+      return;
+    }
+    const { mass, stderr } = found;
+    const explained = state.baseline ? byDistance(mass) : () => 0;
+    const rest = mass.map((row, q) => row.map((value, k) => (value === null ? null : value - explained(q, k))));
+    const known = rest.flat().filter((value) => value !== null).map(Math.abs);
+    const most = state.baseline ? Math.max(1e-9, ...known) : 1;
+    const fill = (value) => (state.baseline ? colorAt(page.diverging, 0.5 + value / (2 * most)) : colorAt(page.table(), value));
+    const worst = stderr && Math.max(...stderr.flat().map((value) => value ?? 0));
+    const words = (state.baseline ? say("baselineNote") : say("framesNote", page.sliceName())) + (mass.flat().includes(null) ? say("hatched") : "") + (worst ? say("sampled", digits(worst)) : "");
+    note.textContent = words;
+    const size = 230 / count;
+    const svg = drawing(280, 256, say("frames"));
+    const every = Math.ceil(count / 8);
+    rest.forEach((line, q) => {
+      const y = q * size;
+      if (q % every === 0) {
+        shape(svg, "text", { x: 42, y: y + size / 2 + 4, "text-anchor": "end" }, shortSpan(data.spans[q]));
+        shape(svg, "text", { x: 50 + (q + 0.5) * size, y: 248, "text-anchor": "middle" }, shortSpan(data.spans[q]));
+      }
+      line.forEach((value, k) => {
+        const x = 50 + k * size;
+        const cell = shape(svg, "rect", { x, y, width: size, height: size });
+        if (value === null) {
+          cell.setAttribute("class", "wv-hatched");
+          for (let i = 1; i < 8; i += 1) {
+            const a = (i * size) / 4;
+            shape(svg, "line", { x1: x + Math.max(0, a - size), y1: y + Math.min(a, size), x2: x + Math.min(a, size), y2: y + Math.max(0, a - size), class: "wv-hatch-line" });
+          }
+        } else {
+          cell.setAttribute("fill", fill(value));
+          if (count <= 8) {
+            const pale = state.baseline ? Math.abs(value) < 0.6 * most : value >= 0.6;
+            shape(svg, "text", { x: x + size / 2, y: y + size / 2 + 4, "text-anchor": "middle", class: "wv-in-cell" }, value.toFixed(2)).style.fill = pale ? "#000" : "#fff";
+          }
+        }
+        const error = stderr && stderr[q][k] !== null ? say("give", digits(stderr[q][k])) : "";
+        const said = say("pair", say("span", data.spans[q]), say("span", data.spans[k]), value === null ? say("notComputed") : digits(value) + error);
+        cell.addEventListener("pointerenter", () => ((note.textContent = said), showPair(q, k)));
+        cell.addEventListener("pointerleave", () => ((note.textContent = words), showPair(null)));
+      });
+    });
+    home.replaceChildren(svg);
+  }
+
+  store.on((changed) => ["language", "colors", "baseline", "ready", ...AXES].some((name) => changed.has(name)) && show());
+  return h("div", {}, home, h("label", { class: "wv-check" }, box, label), note, pair);
+}
