@@ -173,14 +173,14 @@ class Stage:
         self.motion, self.regions, self.focus = motion, regions, focus
         self.shift = config.shift if shift is None else shift
         self.takes = takes
+        self.rank, self.world = rank_and_world()  # processes that render ahead could not tell
 
     def staged(self, step: int, phase: Phase) -> Staged:
         """This process's share of the batch of a step, see `Clips.batch`."""
         config = self.config
-        rank, world = rank_and_world()
         frames, captions, given, flows, regions, focus, deeds = [], [], [], [], [], [], []
         numbers = torch.arange(phase.batch)
-        mine = numbers[numbers // self.takes % world == rank]
+        mine = numbers[numbers // self.takes % self.world == self.rank]
         scene_of = mine // self.takes
         for number in mine.tolist():
             rng = np.random.default_rng([self.seed, 2, step, number, 1])
@@ -190,7 +190,9 @@ class Stage:
             captions.append("" if rng.random() < self.drop_prompt else told.text)
             clip = theatre.render(scene, phase.num_frames, config.height, config.width)
             frames.append(torch.from_numpy(clip.frames))
-            given.append(random_frames(phase.num_frames, rng) if config.dit.condition_channels else ())
+            given.append(
+                random_frames(phase.num_frames, rng) if config.dit.condition_channels else ()
+            )
             if self.regions:
                 # each deed apart: who acts should read both what is done and to which side
                 does = [("subject", (span,)) for span in told.deeds]

@@ -52,37 +52,46 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 _UNSEEN = -100  # label that the loss passes over
 SIZE = 96  # pixels that clips are brought to
-SHOWN = (0, 2, 4, 8, 12, 16)  # frames that the probe looks at: near ones for gait and particles
+FRAMES = 17  # that the probe looks at: all of a clip, since rain moves far from one to the next
 
 
 class Probe(nn.Module):
     """Reads all factors at once.
 
+    Motion is looked for first, in three frames and five pixels at a time, and then where it is, with all times
+    in the channels: of frames put side by side at once, a first layer cannot tell how rain moves.
+
     Args:
         factors: by name their values.
-        width: channels of the first layer.
+        width: channels for each time of the first layer.
     """
 
-    def __init__(self, factors: Mapping[str, Sequence[str]] = FACTORS, width: int = 32) -> None:
+    def __init__(self, factors: Mapping[str, Sequence[str]] = FACTORS, width: int = 24) -> None:
         super().__init__()
         self.factors = {name: tuple(values) for name, values in factors.items()}
-        widths = [3 * len(SHOWN), width, 2 * width, 3 * width, 4 * width, 4 * width]
+        self.motion = nn.Sequential(
+            nn.Conv3d(3, width, (3, 5, 5), stride=2, padding=(0, 2, 2)),
+            nn.GroupNorm(4, width),
+            nn.GELU(),
+        )
+        times = (FRAMES - 3) // 2 + 1
+        widths = [times * width, 64, 96, 128, 128]
         layers: list[nn.Module] = []
-        for number, (before, after) in enumerate(pairwise(widths)):
-            kernel = 5 if number == 0 else 3
+        for before, after in pairwise(widths):
             layers += [
-                nn.Conv2d(before, after, kernel, stride=2, padding=kernel // 2),
+                nn.Conv2d(before, after, 3, stride=2, padding=1),
                 nn.GroupNorm(8, after),
                 nn.GELU(),
             ]
-        cells = (SIZE // 2 ** (len(widths) - 1)) ** 2
+        cells = (SIZE // 2 ** len(widths)) ** 2
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * cells, 256))
         heads = {name: nn.Linear(256, len(values)) for name, values in self.factors.items()}
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, shown: Tensor) -> dict[str, Tensor]:
-        """Frames `[b, 3·len(SHOWN), 96, 96]`, from `prepare`, to logits by factor."""
-        seen = F.gelu(self.body(shown))
+        """Clips `[b, 3, 17, 96, 96]`, from `prepare`, to logits by factor."""
+        moving = rearrange(self.motion(shown), "b c F h w -> b (F c) h w")
+        seen = F.gelu(self.body(moving))
         return {name: head(seen) for name, head in self.heads.items()}
 
     @torch.no_grad()
@@ -103,29 +112,24 @@ def prepare(frames: NDArray[Any]) -> Tensor:
     """What the probe looks at of a clip.
 
     Args:
-        frames: `[F, H, W, 3]`, uint8, or float in [0, 1].
+        frames: `[F, H, W, 3]`, uint8, or float in [0, 1]; 17 or more, of which the first 17 are taken.
 
     Returns:
-        float32 `[3·len(SHOWN), 96, 96]` in [-1, 1].
+        float32 `[3, 17, 96, 96]` in [-1, 1].
 
     Raises:
         ConfigError: where it is no clip of 17 frames.
     """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) <= SHOWN[-1]:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < FRAMES:
         raise ConfigError(
-            f"the probes read clips [F, H, W, 3] of {SHOWN[-1] + 1} frames or more; found "
-            f"{tuple(frames.shape)}"
+            f"the probes read clips [F, H, W, 3] of {FRAMES} frames or more; found {tuple(frames.shape)}"
         )
-    return _stacked(frames[list(SHOWN)])
-
-
-def _stacked(frames: NDArray[Any]) -> Tensor:
-    chosen = torch.from_numpy(np.ascontiguousarray(frames)).float()
+    chosen = torch.from_numpy(np.ascontiguousarray(frames[:FRAMES])).float()
     chosen = chosen / 127.5 - 1 if frames.dtype == np.uint8 else chosen * 2 - 1
     pictures = rearrange(chosen, "F H W c -> F c H W")
     if pictures.shape[-2:] != (SIZE, SIZE):
         pictures = F.interpolate(pictures, (SIZE, SIZE), mode="bilinear", antialias=True)
-    return pictures.flatten(0, 1)
+    return pictures.transpose(0, 1).contiguous()
 
 
 def examples(rng: np.random.Generator, split: str = "train") -> Iterator[tuple[Tensor, Scene]]:
@@ -142,15 +146,11 @@ def examples(rng: np.random.Generator, split: str = "train") -> Iterator[tuple[T
         for worse in (False, True):
             scene = theatre.sample_scene(rng, split, "whole")  # type: ignore[arg-type]
             frames = theatre.render(scene).frames
-            if worse:
-                yield _stacked(worsened(frames, rng)), scene
-            else:
-                yield prepare(frames), scene
+            yield prepare(worsened(frames, rng) if worse else frames), scene
 
 
 def worsened(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The frames that the probe looks at, blurred, noisy, and off in contrast and brightness."""
-    frames = frames[list(SHOWN)]
+    """The frames, blurred, noisy, and off in contrast and brightness."""
     frames = degrade(frames, rng, blur=rng.uniform(0.3, 1.3), noise=rng.uniform(1, 8))
     return _tinted(frames, rng)
 
@@ -243,7 +243,7 @@ def accuracy(
     for _ in range(clips):
         scene = theatre.sample_scene(rng, "held_out", "whole")
         frames = theatre.render(scene).frames
-        shown = {"rendered": prepare(frames), "degraded": _stacked(worsened(frames, rng))}
+        shown = {"rendered": prepare(frames), "degraded": prepare(worsened(frames, rng))}
         if vae is not None:
             shown["decoded"] = prepare(_through(vae, frames))
         for kind, pictures in shown.items():
@@ -308,7 +308,7 @@ def load_probe(path: Path = SHIPPED_PROBES) -> Probe:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train the probes and tell how good they are."""
     parser = argparse.ArgumentParser(prog="python -m tinywan.probes", description=main.__doc__)
-    parser.add_argument("--steps", type=int, default=1200, help="batches of 32 clips")
+    parser.add_argument("--steps", type=int, default=1600, help="batches of 32 clips")
     parser.add_argument("--clips", type=int, default=400, help="rendered clips to be judged on")
     parser.add_argument("--out", type=Path, default=SHIPPED_PROBES, help="file to write")
     options = parser.parse_args(arguments)

@@ -260,6 +260,7 @@ def obtain_vae(
             minutes=options.minutes,
         ),
         batch=options.vae_batch,
+        num_frames=config.num_frames,
         workers=options.workers,
         freeze_encoder=options.freeze_encoder,
         seed=options.seed,

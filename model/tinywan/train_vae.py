@@ -21,7 +21,9 @@ class VAERecipe:
 
     trainer: TrainerConfig
     batch: int = 4  # crops per step
-    num_frames: int = 9  # short clips are enough: the convolutions reach back a few frames only
+    num_frames: int = (
+        17  # as many as are decoded: what lies further back than ever in training leaves ghosts
+    )
     crop: int = 64  # pixels, of clips `size` wide
     size: int = 96
     kl: float = 1e-4  # weight of the Kullback-Leibler term per latent number

@@ -32,7 +32,9 @@ class TrainerConfig:
     """How fast to learn, and how often to look."""
 
     steps: int
-    minutes: float | None = None  # to spend at most, from the first step on; resumed runs go on counting
+    minutes: float | None = (
+        None  # to spend at most, from the first step on; resumed runs go on counting
+    )
     lr: float = 2e-3  # of AdamW
     muon_lr: float = 0.02
     warmup: int = 100  # steps from 0 to the full rate

@@ -184,7 +184,11 @@ def on_gpu(size: str, layers: int, steps: int, rounds: int, device: str) -> None
         clock, options = Clock(device), ways[name]
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        run = {**asked, "num_inference_steps": steps if number else 2, "callback_on_step_end": clock}
+        run = {
+            **asked,
+            "num_inference_steps": steps if number else 2,
+            "callback_on_step_end": clock,
+        }
         watch = nullcontext() if options is None else wanviz.capture(pipe, budget="4GiB", **options)
         with watch as trace:
             real_wan.draw(pipe, PROMPT, **run)
@@ -196,7 +200,9 @@ def on_gpu(size: str, layers: int, steps: int, rounds: int, device: str) -> None
         kept[name] = 0 if trace is None else trace.nbytes
         print(f"  {name}: {[round(s, 3) for s in clock.seconds()]} s", flush=True)
     card = torch.cuda.get_device_name() if cuda else device
-    print(f"{card}, torch {torch.__version__}: {size}, 81 frames, {layers} of 40 layers, both experts")
+    print(
+        f"{card}, torch {torch.__version__}: {size}, 81 frames, {layers} of 40 layers, both experts"
+    )
     middle = {name: statistics.median(found) for name, found in seconds.items()}
     for name in ways:
         print(

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from tinywan.attention import Attention, window_mask
+from tinywan.attention import Attention, attend, attend_few, window_mask
 from tinywan.norms import RMSNorm
 from tinywan.rope import axis_widths, rotary_table
 from torch import Tensor, nn
@@ -170,6 +170,17 @@ def test_a_window_as_wide_as_the_clip_sees_everything(pattern, size, x, prompt):
         attention.load_state_dict(everything.state_dict())
     assert torch.equal(run(wide, x, prompt), run(everything, x, prompt))
     assert not torch.allclose(run(narrow, x, prompt), run(everything, x, prompt), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("radius", [None, 1])
+def test_short_lines_are_attended_as_long_ones_are(radius):
+    q, k, v = (torch.randn(7, 3, 5, 6, requires_grad=True) for _ in range(3))
+    mask = None if radius is None else window_mask((5,), radius)
+    answers = [way(q, k, v, mask) for way in (attend, attend_few)]
+    torch.testing.assert_close(*answers, atol=1e-6, rtol=0)
+    grads = [torch.autograd.grad(answer.square().sum(), (q, k, v)) for answer in answers]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 def test_a_window_is_a_square_around_each_place():

@@ -1,5 +1,7 @@
 """What the denoiser is given to learn from."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,32 @@ def test_processes_share_a_batch_by_scenes(vae, monkeypatch):
         torch.testing.assert_close(
             part.latents, whole.latents[rows], atol=SUMS_IN_ANOTHER_ORDER, rtol=0
         )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_gets_the_batch_of_each_step_from_where_it_begins(vae, workers):
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    config = replace(fitted(preset("debug"), tokenizer), world="whole")
+    config = replace(config, dit=replace(config.dit, condition_channels=20))
+    clips = Clips(config, tokenizer, vae, regions=True, focus=True, motion=True, takes=2)
+
+    def phase_of(step: int) -> Phase:
+        return Phase(steps=1, num_frames=9, batch=2 if step < 6 else 4, micro_batch=1)
+
+    found = list(clips.batches(5, 7, phase_of, workers))
+    assert [len(batch) for batch in found] == [2, 4]
+    for step, batch in zip((5, 6), found, strict=True):
+        wanted = clips.batch(step, phase_of(step))
+        assert_batches_equal(batch, wanted)
+
+
+def assert_batches_equal(found: Batch, wanted: Batch) -> None:
+    for field in fields(Batch):
+        one, other = getattr(found, field.name), getattr(wanted, field.name)
+        if isinstance(other, torch.Tensor):
+            one, other = (one,), (other,)
+        assert len(one) == len(other) > 0, field.name
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), field.name
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):

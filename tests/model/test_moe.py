@@ -101,6 +101,27 @@ def test_its_gradients_equal_those_of_computing_every_expert(moe, x):
 
 
 @pytest.mark.usefixtures("purpose")
+def test_one_product_of_all_experts_equals_one_for_each_but_for_rounding():
+    torch.manual_seed(0)
+    moe = MixtureOfExperts(24, 16, 5, 2)
+    found = []
+    for tokens in (1, 3, 50):  # fewer than experts: some have nothing to do
+        x = torch.randn(tokens, 24)
+        logits = moe.router(x).detach()
+        ids = logits.topk(2).indices
+        weights = logits.gather(-1, ids).softmax(-1)
+        for mix in (moe._mix_whole, moe._mix_grouped):
+            moe.zero_grad()
+            own = x.clone().requires_grad_()
+            answer = mix(own, ids, weights)
+            (answer.float() * torch.arange(24)).sum().backward()
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moe.parameters()]
+            found.append(torch.cat([t.flatten().float() for t in (answer, own.grad, *grads)]))
+        exact, rounded = found[-2:]
+        assert (exact - rounded).norm() < 0.01 * exact.norm()
+        assert not torch.equal(exact, rounded)
+
+
 def test_only_the_chosen_experts_are_computed(moe, x):
     calls = count_rows(moe)
     ids = []

@@ -5,7 +5,7 @@ from tinywan import theatre
 from tinywan.errors import CheckpointError, ConfigError
 from tinywan.probes import (
     FACTORS,
-    SHOWN,
+    FRAMES,
     Probe,
     _label,
     accuracy,
@@ -44,7 +44,7 @@ def test_it_says_one_value_of_each_factor(probe):
 def test_bytes_and_floats_and_other_sizes_are_prepared_alike():
     frames = clip().frames
     whole = prepare(frames)
-    assert whole.shape == (3 * len(SHOWN), 96, 96)
+    assert whole.shape == (3, FRAMES, 96, 96)
     torch.testing.assert_close(prepare(frames / 255), whole, atol=1e-5, rtol=0)
     large = np.repeat(np.repeat(frames, 2, axis=1), 2, axis=2)
     assert (prepare(large) - whole).abs().mean() < 0.05

@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 import signal
@@ -200,6 +201,34 @@ def test_it_looks_every_few_steps_and_at_the_end(tmp_path):
     with trainer:
         trainer.run(loss_of(trainer), looked.append)
     assert looked == [4, 6]
+
+
+def test_minutes_bound_a_run_and_the_rate_falls_in_time(tmp_path, monkeypatch):
+    trainer, looked, rates = trainer_in(tmp_path), [], []
+    trainer.config = replace(trainer.config, steps=1000, minutes=1.0, sample_every=10**6, warmup=1)
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: 3.0 * next(clock))  # each look takes 3 s
+    usual = loss_of(trainer)
+
+    def loss(step):
+        rates.append(trainer.config.rate(step, trainer.seconds))
+        return usual(step)
+
+    with trainer:
+        trainer.run(loss, looked.append)
+    assert looked == [trainer.step]
+    assert 5 < trainer.step < 25
+    assert trainer.seconds >= 60
+    assert rates[0] == 1
+    assert 0.05 <= rates[-1] < 0.2
+    assert rates == sorted(rates, reverse=True)
+    monkeypatch.undo()
+    again = trainer_in(tmp_path)
+    again.config = trainer.config
+    assert again.resume()
+    with again:
+        again.run(lambda step: pytest.fail("its minutes were over"), looked.append)
+    assert again.step == trainer.step
 
 
 def test_the_rate_rises_stays_and_falls_to_a_twentieth():

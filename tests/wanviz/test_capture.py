@@ -9,6 +9,8 @@ import tinywan
 import torch
 
 import wanviz
+from wanviz import running
+from wanviz.frame_masses import few_row_masses
 from wanviz.reducers import WordMasses
 
 PROMPT = "一位穿红色旗袍的女子在江南雨巷撑伞漫步"
@@ -154,6 +156,15 @@ def test_large_layers_are_reduced_in_chunks_with_the_same_result(pipe, generate,
     np.testing.assert_allclose(
         chunked.frame_attention(layer=0).mass, whole.frame_attention(layer=0).mass, atol=1e-6
     )
+
+
+def test_few_rows_lay_the_mass_of_a_float64_softmax_on_each_frame(monkeypatch):
+    monkeypatch.setitem(running.WORK_BYTES, "cpu", 4 * 30 * 4)  # four rows at a time
+    q, k = torch.randn(10, 6), 3 * torch.randn(30, 6)
+    logits = q.double() @ k.double().T / 6**0.5
+    wanted = logits.softmax(-1).unflatten(1, (5, 6)).sum(-1)
+    found = few_row_masses(q, k, frames=5)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=0)
 
 
 def test_frame_attention_equals_a_float64_softmax_and_is_nan_outside_the_window(pipe, generate):
