@@ -223,7 +223,8 @@ def open_trace(arguments: argparse.Namespace) -> None:
             f"the report would overwrite the trace {str(source)!r}: name another file with --out"
         )
     _say("writing the report")
-    path = report(trace, target)
+    beside = None if arguments.beside is None else Trace.load(arguments.beside)
+    path = report(trace, target, beside=beside)
     print(f"report   {path}")
     if arguments.browser and _has_screen():
         import webbrowser
@@ -270,6 +271,7 @@ def _parser() -> Parser:
     show = commands.add_parser("open", help="show the report of a saved trace")
     show.add_argument("trace", type=Path, help="a file that Trace.save or explain wrote")
     show.add_argument("--out", type=Path, help="report to write (default: beside the trace)")
+    show.add_argument("--beside", type=Path, help="another trace, to compare with")
     show.add_argument(
         "--no-browser", dest="browser", action="store_false", help="only write the report"
     )

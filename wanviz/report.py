@@ -33,16 +33,18 @@ MODULES = (
     "frames",
     "experts",
     "dashboard",
+    "compare",
 )  # each uses those before it
 CJK = "U+2E80-9FFF, U+F900-FAFF, U+FE30-FE4F, U+FF00-FFEF, U+20000-3FFFF"
 
 
-def report(trace: Trace, path: str | os.PathLike[str]) -> Path:
+def report(trace: Trace, path: str | os.PathLike[str], *, beside: Trace | None = None) -> Path:
     """Write a trace as one self-contained, interactive HTML page.
 
     Args:
         trace: what a capture kept.
         path: the file to write; a reader sees the old one or the whole new one.
+        beside: another trace to compare with, linked in time and word.
 
     Returns:
         The path written.
@@ -50,12 +52,14 @@ def report(trace: Trace, path: str | os.PathLike[str]) -> Path:
     Raises:
         ReportError: the path names no file, or the folder is missing, unwritable or full.
     """
-    return write_whole(path, render(trace).encode("utf-8"), "the report", ReportError)
+    page = render(trace, beside)
+    return write_whole(path, page.encode("utf-8"), "the report", ReportError)
 
 
-def render(trace: Trace) -> str:
-    """The page of a trace, as text."""
-    data = json.dumps(page_data(trace), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+def render(trace: Trace, beside: Trace | None = None) -> str:
+    """The page of a trace, or of two beside each other, as text."""
+    shown = {"first": page_data(trace), "second": None if beside is None else page_data(beside)}
+    data = json.dumps(shown, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     script = f'"use strict";\n(() => {{\n{views_script()}\n{(STATIC / "page.js").read_text("utf-8")}}})();'

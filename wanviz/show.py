@@ -12,7 +12,7 @@ from wanviz.plots import plot_storyboard
 from wanviz.report import render
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
 
     from wanviz.trace import Trace
 
@@ -22,15 +22,23 @@ POSTER_COLORS = 96
 POSTER_DPI = 80  # so that a notebook stays small
 
 
-def show(trace: Trace) -> None:
-    """Show a trace in a notebook: play the video, hover its words. In a terminal: one sentence."""
+def show(trace: Trace, *, beside: Trace | None = None) -> None:
+    """Show a trace in a notebook: play the video, hover its words. In a terminal: one sentence.
+
+    Args:
+        trace: what a capture kept.
+        beside: another trace to compare with, linked in time and word.
+    """
     from IPython.display import display
 
-    display(mimebundle(trace), raw=True)  # type: ignore[no-untyped-call]
+    display(mimebundle(trace, beside=beside), raw=True)  # type: ignore[no-untyped-call]
 
 
 def mimebundle(
-    trace: Trace, include: Container[str] | None = None, exclude: Container[str] | None = None
+    trace: Trace,
+    include: Container[str] | None = None,
+    exclude: Container[str] | None = None,
+    beside: Trace | None = None,
 ) -> dict[str, Any]:
     """What a notebook stores of a trace.
 
@@ -38,22 +46,27 @@ def mimebundle(
         trace: what a capture kept.
         include: MIME types wanted; None is all.
         exclude: MIME types not wanted.
+        beside: another trace to compare with.
 
     Returns:
         text/html: the report in a frame that may run its script and nothing else; image/png: a
         poster for readers that run no scripts; text/plain: the trace in one sentence.
     """
-    makers = {"text/plain": repr, "image/png": poster, "text/html": frame}
+    makers: dict[str, Callable[[], Any]] = {
+        "text/plain": lambda: repr(trace) if beside is None else f"{trace!r}\nbeside {beside!r}",
+        "image/png": lambda: poster(trace),
+        "text/html": lambda: frame(trace, beside),
+    }
     return {
-        kind: make(trace)
+        kind: make()
         for kind, make in makers.items()
         if (include is None or kind in include) and (exclude is None or kind not in exclude)
     }
 
 
-def frame(trace: Trace) -> str:
+def frame(trace: Trace, beside: Trace | None = None) -> str:
     """The report as an iframe with an origin of its own."""
-    page = html.escape(render(trace), quote=True)
+    page = html.escape(render(trace, beside), quote=True)
     return (
         f'<iframe title="wanviz report" sandbox="allow-scripts" srcdoc="{page}" '
         f'style="width:100%;height:{FRAME_HEIGHT}px;border:0;border-radius:12px"></iframe>'

@@ -19,6 +19,7 @@ FLAGS = [
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202edog\u202c " * 99
 
 
+OTHER = "一位穿红色旗袍的女子撑着红色的伞站在公园里"
 EVERY_SLICE = (("layer", "head"), ("layer", "step"))
 EMOJI = "😀👩🏽‍🚀 a woman 🌂 in rain 🐶 is lost"
 
@@ -45,6 +46,7 @@ def pages(painted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     report(painted(), folder / "plain.html")
     report(painted(keep=EVERY_SLICE), folder / "slices.html")
+    report(painted(), folder / "two.html", beside=painted(OTHER, keep=EVERY_SLICE))
     report(painted(HOSTILE, truncated_at=200), folder / "hostile.html")
     report(painted(video=False, keep=((),), frames=None), folder / "bare.html")
     report(painted(EMOJI, truncated_at=19), folder / "emoji.html")
@@ -366,3 +368,29 @@ def test_every_part_that_takes_focus_keeps_jupyterlabs_hands_off_its_keys(visit)
           .filter((e) => e.getAttribute('data-lm-suppress-shortcuts') !== 'true').length"""
     )
     assert left == 0
+
+
+def test_two_traces_are_linked_in_time_and_word_and_subtracted(visit, painted):
+    first, second = painted(), painted(OTHER, keep=EVERY_SLICE)
+    page = visit("two")
+    left, right = (page.locator(f"[data-side={side}]") for side in ("first", "second"))
+    assert "Choose a word" in page.locator("[data-id=difference-note]").inner_text()
+    left.locator("[data-id=scrub]").fill("11")
+    assert right.locator("[data-id=where]").inner_text() == "frame 11 / 16"
+    right.locator(".wv-chip", has_text="旗袍").hover()
+    assert left.locator("[data-id=now-word]").inner_text() == "旗袍"
+    masses = [trace.word_map("旗袍").values for trace in (first, second)]
+    for side, trace, mass in zip(("first", "second"), (first, second), masses, strict=True):
+        shown = views.overlay(trace.frames[11], mass[3], views.Scale.of(mass)).astype(int)
+        assert np.abs(pixels(page, f"[data-side={side}] [data-id=screen]") - shown).max() <= 4
+    top = max(mass.max() for mass in masses)
+    off = (views.upsample(masses[0][3] - masses[1][3], 96, 96) / top).clip(-1, 1)
+    color = views.colors("PuOr")[np.rint((0.5 + off / 2) * 255).astype(int)]
+    alpha = (views.LEAST_ALPHA + (views.MOST_ALPHA - views.LEAST_ALPHA) * np.abs(off))[..., None]
+    wanted = (first.frames[11] @ views.LUMA)[..., None] * (1 - alpha) + color * alpha
+    assert np.abs(pixels(page, "[data-id=difference]") - wanted).max() <= 5
+    right.locator(".wv-chip", has_text="公园").hover()  # the first prompt has no park
+    assert right.locator("[data-id=now-word]").inner_text() == "公园"
+    assert left.locator("[data-id=now-word]").inner_text() == "No word chosen"
+    right.locator(".wv-chip", has_text="公园").click()
+    assert right.locator('.wv-chip[aria-pressed="true"]').count() == 1

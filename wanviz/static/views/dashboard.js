@@ -103,6 +103,12 @@ class Page {
       return { index, lift: work && read ? (joint * map.levels.length) / (work * read) : 0 };
     }).sort((a, b) => b.lift - a.lift);
   }
+  async loadFrames() {
+    const stored = this.data.video.frames ?? [];
+    const images = stored.map((frame) => new Blob([bytes(frame)], { type: "image/webp" }));
+    this.pictures = await Promise.all(images.map((image) => createImageBitmap(image)));
+    this.store.set({ ready: true });
+  }
   drawFrame(context, frame, width, height) {
     if (this.pictures[frame]) {
       context.imageSmoothingEnabled = width < this.data.video.width;
@@ -114,9 +120,29 @@ class Page {
   }
 }
 
+export async function makePage(data) {
+  return new Page(data, await Maps.read(data));
+}
+
+/** What stands above all views: the name, one line of facts, the language. */
+export function mountHeader(page, title) {
+  const { store } = page;
+  const tongue = (name, text) => h("button", { lang: name, "data-id": name, onclick: () => store.set({ language: name }) }, text);
+  const tongues = [tongue("en", "English"), tongue("zh", "中文")];
+  const name = h("span");
+  store.on((changed, state) => {
+    if (!changed.has("language")) return;
+    name.textContent = page.say(title);
+    tongues.forEach((button) => button.setAttribute("aria-pressed", String(button.lang === state.language)));
+  });
+  return h("header", { class: "wv-top" },
+    h("div", {}, h("h1", {}, h("span", { class: "wv-brand" }, "wanviz"), " ", name), h("p", { class: "wv-soft", "data-id": "facts" }, title === "title" ? page.data.facts : "")),
+    h("div", { class: "wv-languages", role: "group", "aria-label": "Language 语言" }, ...tongues));
+}
+
 /** Draws the views of a trace into an element; returns what a test or a host may want to know. */
 export async function mountDashboard(root, data, { language = "en", keys = root } = {}) {
-  const page = new Page(data, await Maps.read(data));
+  const page = await makePage(data);
   const { store } = page;
   const player = mountPlayer(page);
   const titled = [];
@@ -126,9 +152,6 @@ export async function mountDashboard(root, data, { language = "en", keys = root 
     return element;
   };
   const panel = (name, view) => h("figure", { "data-panel": name }, title("figcaption", name), view);
-  const tongue = (name, text) => h("button", { lang: name, "data-id": name, onclick: () => store.set({ language: name }) }, text);
-  const tongues = [tongue("en", "English"), tongue("zh", "中文")];
-  const facts = h("p", { class: "wv-soft", "data-id": "facts" }, data.facts);
   const record = h("dl", { "data-id": "record" });
   for (const [name, value] of data.record) {
     const said = h("dd");
@@ -138,9 +161,7 @@ export async function mountDashboard(root, data, { language = "en", keys = root 
   const reading = h("ul", { class: "wv-reading", "data-id": "reading" });
   root.classList.add("wv");
   root.append(
-    h("header", { class: "wv-top" },
-      h("div", {}, h("h1", {}, h("span", { class: "wv-brand" }, "wanviz"), " ", title("span", "title")), facts),
-      h("div", { class: "wv-languages", role: "group", "aria-label": "Language 语言" }, ...tongues)),
+    mountHeader(page, "title"),
     h("main", {},
       h("section", { class: "wv-card" }, title("h2", "prompt"), player.words),
       h("section", { class: "wv-card" }, title("h2", "video", { class: "wv-unseen" }), player.stage),
@@ -151,7 +172,6 @@ export async function mountDashboard(root, data, { language = "en", keys = root 
   store.on((changed, state) => {
     if (!changed.has("language")) return;
     for (const [element, name] of titled) element.textContent = page.say(name);
-    tongues.forEach((button) => button.setAttribute("aria-pressed", String(button.lang === state.language)));
     root.lang = state.language;
     if (keys === document) document.documentElement.lang = state.language;
     reading.replaceChildren(...[...(data.video.frames ? [] : [page.say("notDecoded")]), ...page.say("reading", data)].map((line) => h("li", {}, line)));
@@ -162,10 +182,6 @@ export async function mountDashboard(root, data, { language = "en", keys = root 
     event.stopPropagation();
   });
   store.set({ language });
-  if (data.video.frames) {
-    const images = data.video.frames.map((frame) => new Blob([bytes(frame)], { type: "image/webp" }));
-    page.pictures = await Promise.all(images.map((image) => createImageBitmap(image)));
-  }
-  store.set({ ready: true });
+  await page.loadFrames();
   return page;
 }

@@ -50,7 +50,8 @@ const LABELS = {
     expertText: "Bright where it is chosen. 1 would be at every step.", expertUnit: "share of steps in which this token expert is chosen",
     expertWords: "It works where these words are read more than elsewhere:", expertWord: (lift) => `${lift} ×`, expertNone: "no word stands out",
     notDecoded: "The video itself was not decoded; only the maps are shown.", difference: "Difference", first: "First", second: "Second",
-    compare: "Two videos", differenceNote: "First less second: violet is more in the first, orange more in the second.",
+    compare: "Two videos", differenceNote: "First less second: violet is more in the first, orange more in the second, at most",
+    differenceChoose: "Choose a word that both prompts have.", differenceGrids: "The two videos have different sizes, so their maps cannot be subtracted.",
     reading: (d) => [
       "A map is the share of attention that each place of the video gives to a word. It shows where the model looks, not what a word causes.",
       "A latent frame stands for several frames of the video, so a map stays the same for up to four frames; between the centres of its cells it is interpolated.",
@@ -101,7 +102,8 @@ const LABELS = {
     expert: (l, e) => `第 ${l} 层，词元专家 ${e}`, expertText: "亮处表示选中了它。1 表示每一步都选中。", expertUnit: "选中该词元专家的步数比例",
     expertWords: "它工作的地方，这些词被读得更多：", expertWord: (lift) => `${lift} 倍`, expertNone: "没有突出的词",
     notDecoded: "视频本身未解码，这里只显示注意力图。", difference: "差异", first: "第一个", second: "第二个", compare: "两个视频",
-    differenceNote: "第一个减第二个：紫色表示第一个更多，橙色表示第二个更多。",
+    differenceNote: "第一个减第二个：紫色表示第一个更多，橙色表示第二个更多，至多",
+    differenceChoose: "请选一个两条提示词都有的词。", differenceGrids: "两个视频大小不同，注意力图无法相减。",
     reading: (d) => [
       "注意力图表示视频各处给某个词的注意力比例。它说明模型在看哪里，并不说明词导致了什么。",
       "一个潜在帧对应视频中的若干帧，因此注意力图最多四帧保持不变；格子中心之间为插值。",
