@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-SIZE_CAP = 1_000_000  # bytes of one notebook
+SIZE_CAP = 3_000_000  # bytes of one notebook: one trace with every slice takes 1.6 million
 PICTURE_CAP = 250_000  # bytes of base64 of one picture
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 BARE_REPR = re.compile(r"^<[^<>]*>$|^\s*$|^\w+\(\)$")  # <Figure size 640x480 with 1 Axes>, Player()
