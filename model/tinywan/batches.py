@@ -56,7 +56,7 @@ class Batch:
         condition: `[b, 4 + c, f, h, w]` mask and latents of keyframes; None without any.
         motion: of the clips; None where it is not asked for.
         regions: where the words of the captions are; None where it is not asked for.
-        deeds: `[b, deed, p]` which tokens tell of action, direction and camera; None as for regions.
+        deeds: `[b, deed, p]` which tokens tell of action, direction, camera and wind; None as for regions.
         focus: `[b, 1, f, h, w]` share of each latent that those who act cover; None where it is not
             asked for.
     """
@@ -196,8 +196,9 @@ class Stage:
             if self.regions:
                 # each deed apart: who acts should read both what is done and to which side
                 does = [("subject", (span,)) for span in told.deeds]
-                told_of = [*told.spans.items(), *told.colors.items(), *does]
-                moves = [*told.deeds, *told.camera]
+                blown = [(scene.weather, told.wind)] * bool(told.wind)  # rain or snow shows it
+                told_of = [*told.spans.items(), *told.colors.items(), *does, *blown]
+                moves = [*told.deeds, *told.camera, *told.wind]
                 if not captions[-1]:
                     told_of, moves = [], []
                 offsets = self.tokenizer.encode(captions[-1]).offsets[:-1]

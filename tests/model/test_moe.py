@@ -100,7 +100,6 @@ def test_its_gradients_equal_those_of_computing_every_expert(moe, x):
         torch.testing.assert_close(ours, theirs, atol=10 * TOLERANCE, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("purpose")
 def test_one_product_of_all_experts_equals_one_for_each_but_for_rounding():
     torch.manual_seed(0)
     moe = MixtureOfExperts(24, 16, 5, 2)
@@ -122,6 +121,7 @@ def test_one_product_of_all_experts_equals_one_for_each_but_for_rounding():
         assert not torch.equal(exact, rounded)
 
 
+@pytest.mark.usefixtures("purpose")
 def test_only_the_chosen_experts_are_computed(moe, x):
     calls = count_rows(moe)
     ids = []

@@ -237,6 +237,23 @@ def test_the_words_of_the_camera_are_known(language):
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_words_of_the_wind_are_known(language):
+    rng = np.random.default_rng(23)
+    windy = 0
+    for _ in range(120):
+        scene = sample_scene(rng, world="whole")
+        told = caption(scene, language, rng)
+        words = [told.text[start:stop] for start, stop in told.wind]
+        assert "wind" not in told.spans
+        if "wind" in parse(told.text):
+            assert words in (["wind"], ["windy"], ["风"])
+            windy += 1
+        else:
+            assert words == []
+    assert windy > 10
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
 def test_deeds_are_the_words_for_what_is_done_and_to_which_side(language):
     rng = np.random.default_rng(21)
     verbs = {

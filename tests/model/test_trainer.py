@@ -220,7 +220,7 @@ def test_minutes_bound_a_run_and_the_rate_falls_in_time(tmp_path, monkeypatch):
     assert 5 < trainer.step < 25
     assert trainer.seconds >= 60
     assert rates[0] == 1
-    assert 0.05 <= rates[-1] < 0.2
+    assert 0.05 <= rates[-1] < 0.25  # a step takes a tenth of the minute
     assert rates == sorted(rates, reverse=True)
     monkeypatch.undo()
     again = trainer_in(tmp_path)

@@ -120,12 +120,20 @@ ZH_DRIPPING = (
     "，背景有滴[drips:水]的[eaves:屋檐]和[road:青石板路]",
 )
 ZH_WINDY_WEATHER = {
-    "rain": ("，刮着风下着[rain:雨]", "，风[rain:雨]交加", "，[rain:雨]在风中飘洒"),
-    "snow": ("，刮着风下着[snow:雪]", "，风[snow:雪]交加", "，[snow:雪花]在风中飞舞"),
+    "rain": (
+        "，刮着[wind:风]下着[rain:雨]",
+        "，[wind:风][rain:雨]交加",
+        "，[rain:雨]在[wind:风]中飘洒",
+    ),
+    "snow": (
+        "，刮着[wind:风]下着[snow:雪]",
+        "，[wind:风][snow:雪]交加",
+        "，[snow:雪花]在[wind:风]中飞舞",
+    ),
 }
 ZH_WINDY_WEATHER_BEFORE = {
-    "rain": ("风[rain:雨]中，", "风[rain:雨]天里，"),
-    "snow": ("风[snow:雪]中，", "风[snow:雪]天里，"),
+    "rain": ("[wind:风][rain:雨]中，", "[wind:风][rain:雨]天里，"),
+    "snow": ("[wind:风][snow:雪]中，", "[wind:风][snow:雪]天里，"),
 }
 ZH_COMPANION = {
     "dog": (
@@ -273,19 +281,19 @@ EN_DRIPPING = (
 )
 EN_WINDY_WEATHER = {
     "rain": (
-        " in the wind and [rain:rain]",
-        " in the windy [rain:rain]",
-        " through wind and [rain:rain]",
+        " in the [wind:wind] and [rain:rain]",
+        " in the [wind:windy] [rain:rain]",
+        " through [wind:wind] and [rain:rain]",
     ),
     "snow": (
-        " in the wind and [snow:snow]",
-        " in the windy [snow:snow]",
-        " through wind and [snow:snow]",
+        " in the [wind:wind] and [snow:snow]",
+        " in the [wind:windy] [snow:snow]",
+        " through [wind:wind] and [snow:snow]",
     ),
 }
 EN_WINDY_WEATHER_AFTER = {
-    "rain": (", [rain:rain] blows in the wind", ", it is windy and [rain:raining]"),
-    "snow": (", [snow:snow] blows in the wind", ", it is windy and [snow:snowing]"),
+    "rain": (", [rain:rain] blows in the [wind:wind]", ", it is [wind:windy] and [rain:raining]"),
+    "snow": (", [snow:snow] blows in the [wind:wind]", ", it is [wind:windy] and [snow:snowing]"),
 }
 EN_COMPANION = {
     "dog": ("a {} [companion:dog]", "a little {} [companion:dog]", "a {} [companion:puppy]"),
