@@ -21,6 +21,14 @@ _ALIGNED = 8  # rows of a slice in a grouped product, a multiple of 16 bytes
 _FILLED = 128  # rows of an expert's slice are a multiple of it where that is faster
 
 
+def _in_bfloat16(device: torch.device) -> bool:
+    """Whether autocast multiplies in bfloat16 there, on a GPU that has grouped products (Ampere and later)."""
+    wanted = (
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    )
+    return wanted and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 class RouterLosses(NamedTuple):
     """What training adds to keep the router healthy; scalars, zero for dense layers."""
 
@@ -99,7 +107,7 @@ class MixtureOfExperts(nn.Module):
         ids, weights = ids.flatten(0, -2), weights.flatten(0, -2)  # [b·l, topk]
         if not torch.is_grad_enabled():
             mix = self._mix_in_turn
-        elif tokens.is_cuda and torch.is_autocast_enabled("cuda"):
+        elif self.training and tokens.is_cuda and _in_bfloat16(tokens.device):
             mix = self._mix_grouped
         else:
             mix = self._mix_whole
@@ -137,7 +145,7 @@ class MixtureOfExperts(nn.Module):
 
         Nothing is asked of the GPU on the way, so slices have a place to grow: each is filled up with the first
         token to a multiple of 8 rows, which the product wants, and the last one to the end. The taps of single
-        experts are passed by.
+        experts are passed by, which is why this is for training alone.
         """
         slots = ids.flatten()
         among = torch.arange(self.num_experts, device=ids.device)

@@ -252,7 +252,7 @@ class Trainer:
                 loss, figures = loss_of(step)  # may have sent gradients of micro-batches back
                 self._whole = False
                 self._update(loss, step)
-                self.seconds = time.monotonic() - began
+                self.seconds = self._agreed(time.monotonic() - began)
                 self.step = step + 1
                 self._whole = True
                 figures = {"loss": loss.item(), **figures}
@@ -272,6 +272,16 @@ class Trainer:
         finally:
             if self._whole:
                 self.save()
+
+    def _agreed(self, seconds: float) -> float:
+        """The leading process's clock where the rates follow it: all must learn alike and end together."""
+        if self.config.minutes is None or rank_and_world()[1] == 1:
+            return seconds
+        told = torch.tensor(
+            seconds, dtype=torch.float64, device=next(self.module.parameters()).device
+        )
+        dist.broadcast(told, 0)
+        return float(told)
 
     def _update(self, loss: Tensor, step: int) -> None:
         rate = self.config.rate(step, self.seconds)

@@ -41,10 +41,10 @@ class Net(nn.Module):
     def forward(self, x, first):
         return self.out((x @ self.matrix).tanh() + (self.rare if first else 0)).square()
 
-def trained(folder, steps=3):
+def trained(folder, steps=3, minutes=None):
     torch.manual_seed(1)
     net = Net()
-    config = TrainerConfig(steps=steps, warmup=1, sample_every=1000)
+    config = TrainerConfig(steps=steps, minutes=minutes, warmup=1, sample_every=1000)
     trainer = Trainer(folder, net, config, lambda name: name == "matrix")
     def loss_of(step):
         rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
@@ -287,6 +287,26 @@ dist.destroy_process_group()
     alone = here["trained"](tmp_path / "one")
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, atol=SUMS_IN_ANOTHER_ORDER, rtol=0)
+
+
+def test_two_processes_follow_one_clock_and_end_together(tmp_path):
+    code = f"""{WORLD}
+import sys, time, torch.distributed as dist
+from pathlib import Path
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{{folder}}/meeting", rank=rank, world_size=2)
+clock, began = time.monotonic, time.monotonic()
+time.monotonic = lambda: began + (1 + 2 * rank) * (clock() - began)  # the second one's runs ahead
+torch.save(trained(folder / "two", steps=10**6, minutes=0.03), folder / f"rank{{rank}}.pt")
+dist.destroy_process_group()
+"""
+    processes = [start(code, str(rank), str(tmp_path)) for rank in (0, 1)]
+    try:
+        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert_same(*(torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)))
 
 
 def test_a_kill_in_the_middle_of_a_save_leaves_a_state_to_resume_from(tmp_path):
