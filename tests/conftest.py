@@ -80,6 +80,7 @@ def painted() -> Callable[..., Any]:
         mass = (mass / mass.sum(axis=1, keepdims=True)).astype(np.float32)
         apart = np.abs(np.subtract.outer(range(5), range(5)))
         looks = np.exp(-apart * np.linspace(0.3, 1.5, layers)[:, None, None])
+        looks *= 1 + np.triu(np.ones((5, 5)), 1)  # more at later frames than at earlier ones
         looks[: layers // 2, apart > 1] = np.nan  # a temporal window in the lower half
         looks = (looks / np.nansum(looks, axis=-1, keepdims=True)).astype(np.float32)
         by_axes = {("layer",): (mass, looks), (): (mass.mean(axis=0), np.nanmean(looks, axis=0))}

@@ -154,6 +154,8 @@ class Stage:
             they share cancels out of the difference of their gradients, and what is left tells of the words
             that differ: near pure noise left and right are a thousandth of the loss, and are lost in it
             otherwise. Common random numbers, Glasserman & Yao 1992, doi 10.1287/mnsc.38.6.884.
+        practise: one of `theatre.STAGING` that two of three scenes are about: drawn until they can show it,
+            with takes that differ in it alone. None practises nothing in particular.
     """
 
     def __init__(
@@ -167,12 +169,13 @@ class Stage:
         focus: bool = False,
         shift: float | None = None,
         takes: int = 1,
+        practise: str | None = None,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.seed, self.drop_prompt = seed, drop_prompt
         self.motion, self.regions, self.focus = motion, regions, focus
         self.shift = config.shift if shift is None else shift
-        self.takes = takes
+        self.takes, self.practise = takes, practise
         self.rank, self.world = rank_and_world()  # processes that render ahead could not tell
 
     def staged(self, step: int, phase: Phase) -> Staged:
@@ -243,9 +246,12 @@ class Stage:
         """What clip `number` of a step shows: a scene, or one of its other takes."""
         first, take = number - number % self.takes, number % self.takes
         rng = np.random.default_rng([self.seed, 2, step, first])
+        only = self.practise if first // self.takes % 3 else None
         scene = theatre.sample_scene(rng, world=self.config.world)
+        while only == "wind" and scene.weather == "clear":  # nothing that it could blow
+            scene = theatre.sample_scene(rng, world=self.config.world)
         for _ in range(take):
-            again = theatre.restage(scene, rng, self.config.world)
+            again = theatre.restage(scene, rng, self.config.world, only)
         return again if take else scene
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tinywan import theatre
 from tinywan.batches import Phase
 from tinywan.errors import ConfigError, TinywanError
 from tinywan.pipeline import TextToVideoPipeline, find_device
@@ -62,6 +63,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs=2,
         metavar=("FINE", "COARSE"),
         help="channels of the VAE's decoder; one of other widths begins anew",
+    )
+    parser.add_argument(
+        "--decoder-depth",
+        type=int,
+        metavar="BLOCKS",
+        help="residual blocks per level of the VAE's decoder; those that come on top begin without effect",
     )
     parser.add_argument("--vae-batch", type=int, default=4, help="crops per step of the VAE")
     parser.add_argument("--vae-lr", type=float, default=2e-3, help="of AdamW for the VAE")
@@ -129,6 +136,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=4,
         help="clips of one scene under one noise that differ in what happens alone; 1 is all different",
+    )
+    parser.add_argument(
+        "--practise",
+        choices=theatre.STAGING,
+        help="two of three scenes are about this, and their takes differ in it alone",
     )
     parser.add_argument(
         "--contrast",
@@ -222,9 +234,16 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
     vae = config.vae
     if options.decoder_widths:
         vae = replace(vae, decoder_widths=tuple(options.decoder_widths))
-    if options.decoder_widths and start is not None and not options.vae_steps:
+    if options.decoder_depth is not None:
+        vae = replace(vae, decoder_depth=options.decoder_depth)
+    if vae != config.vae and start is not None and not options.vae_steps:
         raise ConfigError(
-            "--decoder-widths asks for another decoder, which has to learn: give --vae-steps"
+            "--decoder-widths and --decoder-depth ask for another decoder, which has to learn: give --vae-steps"
+        )
+    if start is not None and vae.decoder_depth < config.vae.decoder_depth:
+        raise ConfigError(
+            f"--decoder-depth {vae.decoder_depth} would take blocks away from the decoder of --start-from: use "
+            f"{config.vae.decoder_depth} or more"
         )
     if options.freeze_encoder and (start is None or not options.vae_steps):
         raise ConfigError(
@@ -298,7 +317,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.set_float32_matmul_precision("high")
         if options.vae_steps is not None and options.vae_steps < 0:
             raise ConfigError(f"vae_steps={options.vae_steps}: use 0 or more")
-        for name in ("image_batch", "video_batch", "micro_batch", "vae_batch", "takes", "threads"):
+        for name in (
+            "image_batch",
+            "video_batch",
+            "micro_batch",
+            "vae_batch",
+            "takes",
+            "threads",
+            "decoder_depth",
+        ):
             if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")
         if options.workers < 0 or (options.minutes is not None and not options.minutes > 0):
@@ -336,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compiled=options.compile,
             shift=options.training_shift,
             takes=options.takes,
+            practise=options.practise,
             contrast=options.contrast,
             identity=options.identity,
             recall=options.recall,

@@ -45,6 +45,7 @@ class DenoiserRecipe:
     compiled: bool = False  # the blocks through torch.compile: minutes at first, then faster steps
     shift: float | None = None  # of the noise levels; None takes the one that is sampled with
     takes: int = 1  # clips of one scene under one noise, see batches.py
+    practise: str | None = None  # what two of three scenes are about, see batches.py
     contrast: float = 0.0  # extra weight of what differs between them near pure noise
     identity: float = 0.0  # weight of telling each token from its embedding
     recall: float = 0.0  # weight of telling the caption from the middle of the denoiser
@@ -428,7 +429,7 @@ def train_denoiser(
     clips = Clips(
         config, tokenizer, vae, recipe.bfloat16, seed=recipe.seed, drop_prompt=recipe.drop_prompt,
         motion=recipe.flow > 0, regions=recipe.grounding > 0, focus=recipe.focus > 0,
-        shift=recipe.shift, takes=recipe.takes,
+        shift=recipe.shift, takes=recipe.takes, practise=recipe.practise,
     )  # fmt: skip
     batches = clips.batches(trainer.step, recipe.trainer.steps, recipe.phase, recipe.workers)
 

@@ -121,7 +121,7 @@ def train_vae(
         recipe: what to see and how long.
         config: sizes.
         device: "cpu", "cuda", …
-        start: to go on from; its decoder is left behind where `config` asks for another one.
+        start: to go on from; its decoder is left behind where `config` asks for other widths.
 
     Returns:
         The VAE in evaluation mode.
@@ -132,7 +132,7 @@ def train_vae(
     if start is not None:
         vae.encoder.load_state_dict(start.encoder.state_dict())
         if _decoder_sizes(start.config) == _decoder_sizes(config):
-            vae.decoder.load_state_dict(start.decoder.state_dict())
+            vae.decoder.grow_from(start.decoder)
     vae.encoder.requires_grad_(not recipe.freeze_encoder)
     if recipe.compiled:
         torch._dynamo.config.recompile_limit = 64  # one graph for each of the resolutions
@@ -175,7 +175,7 @@ def train_vae(
 
 
 def _decoder_sizes(config: VAEConfig) -> tuple[object, ...]:
-    return config.latent_channels, config.patch, config.decoder_widths, config.decoder_depth
+    return config.latent_channels, config.patch, config.decoder_widths
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ feature cache); VAE: arXiv 1312.6114.
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from einops import rearrange
@@ -164,6 +165,25 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Latents to frames."""
+
+    def grow_from(self, other: "Decoder") -> None:
+        """Take over the weights of a decoder of the same widths that is as deep, or less.
+
+        Residual blocks that it lacks stand behind those of their level and begin without effect, so that both
+        decode alike. Source: Net2Net, arXiv 1511.05641, section 2.3.
+        """
+        levels = [
+            [list(layers) for _, layers in groupby(decoder.layers, key=type)]
+            for decoder in (other, self)
+        ]
+        for theirs, mine in zip(*levels, strict=True):
+            for old, new in zip(theirs, mine, strict=False):
+                new.load_state_dict(old.state_dict())
+            for new in mine[len(theirs) :]:
+                nn.init.zeros_(new.time.weight)
+                nn.init.zeros_(new.time.bias)
+        self.norm.load_state_dict(other.norm.state_dict())
+        self.head.load_state_dict(other.head.state_dict())
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

@@ -89,14 +89,20 @@ def test_rows_of_a_batch_take_all_its_parts(vae):
         assert torch.equal(getattr(some, name), getattr(batch, name)[[4, 1]])
 
 
-def test_who_acts_is_asked_to_read_its_name_and_each_of_its_deeds(vae, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch) -> list[list[tuple[str, object]]]:
+    """Which words of each clip are to be read where, as long as batches are made."""
+    seen = []
 
     def spy(mentions, *rest):
-        asked.append(list(mentions))
+        seen.append(list(mentions))
         return part_regions(mentions, *rest)
 
     monkeypatch.setattr(batches, "part_regions", spy)
+    return seen
+
+
+def test_who_acts_is_asked_to_read_its_name_and_each_of_its_deeds(vae, asked):
     batch_of(vae, regions=True)
     assert len(asked) == 10
     of_subject = [[spans for part, spans in mentions if part == "subject"] for mentions in asked]
@@ -104,14 +110,7 @@ def test_who_acts_is_asked_to_read_its_name_and_each_of_its_deeds(vae, monkeypat
     assert all(len(spans) == 1 for found in of_subject for spans in found[1:])
 
 
-def test_where_rain_or_snow_falls_the_wind_is_to_be_read(vae, monkeypatch):
-    asked = []
-
-    def spy(mentions, *rest):
-        asked.append(list(mentions))
-        return part_regions(mentions, *rest)
-
-    monkeypatch.setattr(batches, "part_regions", spy)
+def test_where_rain_or_snow_falls_the_wind_is_to_be_read(vae, asked):
     tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
     config = replace(fitted(preset("debug"), tokenizer), world="whole")
     phase = Phase(steps=1, num_frames=5, batch=30, micro_batch=30)
@@ -124,15 +123,43 @@ def test_where_rain_or_snow_falls_the_wind_is_to_be_read(vae, monkeypatch):
     assert all(count <= 1 for count, blows in zip(falling, windy, strict=True) if not blows)
 
 
-def test_takes_are_one_scene_under_one_noise_with_other_deeds(vae, monkeypatch):
-    shown: list[theatre.Scene] = []
+@pytest.fixture
+def shown(monkeypatch) -> list[theatre.Scene]:
+    """The scenes that are rendered."""
+    seen: list[theatre.Scene] = []
     render = theatre.render
 
     def watched(scene: theatre.Scene, *size: int) -> theatre.Clip:
-        shown.append(scene)
+        seen.append(scene)
         return render(scene, *size)
 
     monkeypatch.setattr(theatre, "render", watched)
+    return seen
+
+
+def different(takes: list[theatre.Scene]) -> set[str]:
+    """In what the takes of a scene differ."""
+    names = (field.name for field in fields(theatre.Scene))
+    return {name for name in names if len({getattr(take, name) for take in takes}) > 1}
+
+
+@pytest.mark.parametrize("practise", theatre.STAGING)
+def test_two_of_three_scenes_are_about_what_is_practised(vae, shown, practise):
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    config = replace(fitted(preset("debug"), tokenizer), world="whole")
+    phase = Phase(steps=1, num_frames=5, batch=36, micro_batch=36)
+    Clips(config, tokenizer, vae, takes=4, practise=practise).batch(1, phase)
+    scenes = [shown[first : first + 4] for first in range(0, 36, 4)]
+    usual = {name for takes in scenes[::3] for name in different(takes)}
+    about = [different(takes) for number, takes in enumerate(scenes) if number % 3]
+    assert {"action", "direction", "camera"} <= usual <= set(theatre.STAGING)
+    assert all(found <= {practise} for found in about)
+    assert sum(found == {practise} for found in about) >= 4  # four draws are alike now and then
+    if practise == "wind":
+        assert all(takes[0].weather != "clear" for n, takes in enumerate(scenes) if n % 3)
+
+
+def test_takes_are_one_scene_under_one_noise_with_other_deeds(vae, shown):
     batch = batch_of(vae, takes=4)  # 4, 4 and 2 clips
     assert len(batch) == len(shown) == 10
     for first in (0, 4, 8):

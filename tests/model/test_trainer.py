@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tinywan.train_vae as train_vae_module
 import torch
 from tinywan.checkpoint import SHIPPED
 from tinywan.errors import CheckpointError
@@ -376,6 +377,12 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     larger = TextToVideoPipeline.from_pretrained(tmp_path / "larger/checkpoint")
     assert larger.config.vae.decoder_widths == (8, 20)
     assert_same(larger.vae.encoder.state_dict(), pipe.vae.encoder.state_dict())
+    train("deeper", "--start-from run/checkpoint --freeze-encoder --decoder-depth 2 --vae-steps 1")
+    deeper = TextToVideoPipeline.from_pretrained(tmp_path / "deeper/checkpoint")
+    assert len(deeper.vae.decoder.layers) == len(pipe.vae.decoder.layers) + 3
+    assert_same(deeper.vae.encoder.state_dict(), pipe.vae.encoder.state_dict())
+    moved = deeper.vae.decoder.head.weight - pipe.vae.decoder.head.weight
+    assert moved.abs().max() < 0.05  # one step on from there
     train("forked", "--start-from run/checkpoint --noise-experts")
     forked = TextToVideoPipeline.from_pretrained(tmp_path / "forked/checkpoint")
     moved = forked.text_encoder.embed.weight - pipe.text_encoder.embed.weight
@@ -414,11 +421,34 @@ def test_a_frozen_encoder_keeps_the_latents_while_a_larger_decoder_learns_anew(t
     assert_same(kept.state_dict(), start.state_dict())  # the decoder was taken over, too
 
 
+def test_a_vae_that_was_stopped_goes_on_with_the_crops_that_come_next(tmp_path, monkeypatch):
+    recipe = VAERecipe(TrainerConfig(steps=4, warmup=1), batch=1, num_frames=5, crop=16, size=32)
+    config, asked = preset("debug").vae, []
+    batch = train_vae_module.training_batch
+
+    def watched(recipe, step):
+        asked.append(step)
+        if step == 2 and asked.count(2) == 1:
+            raise KeyboardInterrupt
+        return batch(recipe, step)
+
+    whole = train_vae(tmp_path / "whole", recipe, config)
+    monkeypatch.setattr(train_vae_module, "training_batch", watched)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(tmp_path / "broken", recipe, config)
+    resumed = train_vae(tmp_path / "broken", recipe, config)
+    assert asked == [0, 1, 2, 2, 3]
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (f"--freeze-encoder --start-from {SHIPPED}", "give --vae-steps"),
         (f"--decoder-widths 8 16 --start-from {SHIPPED}", "another decoder, which has to learn"),
+        (f"--decoder-depth 4 --start-from {SHIPPED}", "another decoder, which has to learn"),
+        (f"--decoder-depth 1 --start-from {SHIPPED} --vae-steps 9", "would take blocks away"),
+        ("--preset debug --decoder-depth 0", "decoder_depth=0"),
         ("--preset debug --vae-batch 0", "vae_batch=0"),
         ("--preset debug --vae-steps -1", "vae_steps=-1"),
         ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),

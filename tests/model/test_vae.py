@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tinywan.errors import ConfigError
-from tinywan.vae import CausalConv, CausalVAE, VAEConfig, check_video_size
+from tinywan.vae import CausalConv, CausalVAE, ResBlock, VAEConfig, check_video_size
 from torch import Tensor, nn
 
 FRAMES, LATENT_FRAMES = 17, 5
@@ -119,6 +121,24 @@ def test_latents_are_normalised_by_the_measured_mean_and_deviation(vae, video):
     torch.testing.assert_close(vae.encode(video), expected, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(
         vae.decode(expected, None), vae.reconstruct(mean), atol=TOLERANCE, rtol=0
+    )
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_decoder_that_grew_decodes_as_before_and_can_learn_more(vae, latents, depth):
+    grown = CausalVAE(replace(vae.config, decoder_depth=depth)).eval()
+    blocks = sum(isinstance(layer, ResBlock) for layer in grown.decoder.layers)
+    assert blocks == 3 * depth
+    with torch.no_grad():
+        assert not torch.allclose(grown.decode(latents), vae.decode(latents))
+    grown.decoder.grow_from(vae.decoder)
+    with torch.no_grad():
+        assert torch.equal(grown.decode(latents), vae.decode(latents))
+    grown.decode(latents).square().mean().backward()
+    assert all(
+        layer.time.weight.grad.any()
+        for layer in grown.decoder.layers
+        if isinstance(layer, ResBlock)
     )
 
 

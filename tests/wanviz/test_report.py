@@ -70,6 +70,13 @@ def test_a_hostile_prompt_stays_data(painted, prompt):
     assert len(page) < 3 << 20
 
 
+def test_the_data_of_a_page_has_no_letter_that_html_reads(painted):
+    prompt = "<b> & </b> &lt; <!-- --> ]]>"
+    page = render(painted(prompt))
+    assert not set(data_block(page)[len('id="data">') :]) & set("<>&")
+    assert data_of(page)["prompt"] == prompt
+
+
 def test_a_lone_surrogate_is_written_as_utf_8(painted, tmp_path):
     path = report(painted("a \ud800 dog"), tmp_path / "x.html")
     assert data_of(path.read_text("utf-8"))["prompt"] == "a \ud800 dog"

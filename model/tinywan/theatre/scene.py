@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -32,6 +32,7 @@ LOOKS = ("plain", "film", "monochrome")
 COMPANIONS = ("dog", "cat", "child", "none")
 COMPANION_COLORS = ("white", "black", "brown")  # muted: only garment and prop are saturated
 WINDS = ("windy", "none")
+STAGING = ("action", "direction", "camera", "wind")  # what a scene staged again may change
 
 _PROP_ODDS = {"dog": (0.0, 0.5, 0.5)}  # a dog has no hand for an umbrella
 _PERSON_PROP_ODDS = (0.45, 0.35, 0.2)
@@ -162,25 +163,35 @@ def sample_scene(rng: np.random.Generator, split: Split = "train", world: World 
             return scene if world == "first" else _furnish(scene, rng)
 
 
-def restage(scene: Scene, rng: np.random.Generator, world: World = "first") -> Scene:
+def restage(
+    scene: Scene, rng: np.random.Generator, world: World = "first", only: str | None = None
+) -> Scene:
     """Stage a scene once more: the same people in the same place, and what moves is drawn anew.
 
     Args:
         scene: of the training split.
         rng: the only source of randomness.
         world: of the scene; in the whole one camera and wind are drawn, too.
+        only: the one of `STAGING` that is drawn anew; None draws all of them.
 
     Returns:
         A scene of the training split that may differ in action, direction, camera and wind alone.
+
+    Raises:
+        ConfigError: for another `only`, or one that the world does not have.
     """
+    changing: tuple[str, ...] = STAGING if world == "whole" else STAGING[:2]
+    if only is not None:
+        _check("only", only, changing)
+        changing = (only,)
     while True:
-        other = replace(scene, action=_pick(rng, ACTIONS), direction=_pick(rng, DIRECTIONS))
-        if world == "whole":
-            other = replace(
-                other,
-                camera=_pick(rng, CAMERAS),
-                wind="none" if scene.weather == "clear" else _pick(rng, WINDS),
-            )
+        drawn: dict[str, Any] = {
+            "action": _pick(rng, ACTIONS),
+            "direction": _pick(rng, DIRECTIONS),
+            "camera": _pick(rng, CAMERAS),
+            "wind": "none" if scene.weather == "clear" else _pick(rng, WINDS),
+        }
+        other = replace(scene, **{name: drawn[name] for name in changing})
         if not is_held_out(other):
             return other
 
