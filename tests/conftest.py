@@ -41,7 +41,8 @@ def painted() -> Callable[..., Any]:
     """Makes traces whose maps are known: a theatre clip, and its masks in place of attention.
 
     `painted(prompt=..., layers=4, truncated_at=None, video=True, keep=(("layer",),))`; with "head" or "step" beside
-    "layer", masses are shares of those of the layer, 0.5 and 1.5 for the two heads.
+    "layer", masses are shares of those of the layer, 0.5 and 1.5 for the two heads. With `negative` there is a second
+    branch, whose masses are even.
     """
     from tinywan import theatre
 
@@ -64,6 +65,7 @@ def painted() -> Callable[..., Any]:
         keep: tuple[tuple[str, ...], ...] = (("layer",),),
         frames: str | None = "exact",
         steps: int = 6,
+        negative: str | None = None,
     ) -> Trace:
         rng = np.random.default_rng(SEED)
         whole = encoded_prompt(prompt, tuple((i, i + 1) for i in range(len(prompt))), None)
@@ -84,10 +86,20 @@ def painted() -> Callable[..., Any]:
         looks[: layers // 2, apart > 1] = np.nan  # a temporal window in the lower half
         looks = (looks / np.nansum(looks, axis=-1, keepdims=True)).astype(np.float32)
         by_axes = {("layer",): (mass, looks), (): (mass.mean(axis=0), np.nanmean(looks, axis=0))}
-        for axis, weights in (("head", (0.5, 1.5)), ("step", np.linspace(0.25, 1.75, steps))):
-            parts = np.array(weights, np.float32)  # their mean is 1
-            each = parts[None, :, None, None, None, None] * mass[:, None]
-            by_axes["layer", axis] = (each, np.repeat(looks[:, None], len(parts), axis=1))
+        shares = {
+            "head": np.array((0.5, 1.5)),
+            "step": np.linspace(0.25, 1.75, steps),
+        }  # means of 1
+        for axes in (("head",), ("step",), ("head", "step")):
+            parts = np.ones(())
+            for axis in axes:
+                parts = np.multiply.outer(parts, shares[axis])
+            of_layer = (slice(None), *(None for _ in axes))
+            each = parts.astype(np.float32)[None, ..., None, None, None, None] * mass[of_layer]
+            by_axes["layer", *axes] = (
+                each,
+                np.broadcast_to(looks[of_layer], (layers, *parts.shape, 5, 5)),
+            )
         arrays: dict[str, Any] = {
             "cond/load": rng.dirichlet(np.full(10, 5), (layers, steps)).astype(np.float32),
             "cond/where": np.full((layers, 10, 5, 12, 12), 0.3, np.float32),
@@ -95,6 +107,17 @@ def painted() -> Callable[..., Any]:
         for axes in keep:
             name = "+".join(axes) or "all"
             arrays[f"cond/words/{name}"], arrays[f"cond/frames/{name}"] = by_axes[axes]
+        prompts = {"cond": encoded}
+        if negative is not None:
+            prompts["uncond"] = encoded_prompt(
+                negative, tuple((i, i + 1) for i in range(len(negative))), None
+            )
+            for axes in keep:
+                name = "+".join(axes) or "all"
+                found, looked = by_axes[axes]
+                count = len(negative) + 2
+                even = np.full((*found.shape[:-4], count, *found.shape[-3:]), 1 / count, np.float32)
+                arrays[f"uncond/words/{name}"], arrays[f"uncond/frames/{name}"] = even, looked
         if video:
             arrays["video"] = clip.frames
         sigmas = np.linspace(1, 0.1, steps)
@@ -123,8 +146,8 @@ def painted() -> Callable[..., Any]:
             keep=keep,
             grid=Grid(5, 12, 12),
             labels={"layer": tuple(range(layers)), "step": tuple(range(steps)), "head": (0, 1)},
-            prompts={"cond": encoded},
-            words={"cond": split_words(encoded)},
+            prompts=prompts,
+            words={name: split_words(found) for name, found in prompts.items()},
             record=record,
         )
         return Trace(contents)

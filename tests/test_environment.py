@@ -39,9 +39,8 @@ def requirements() -> dict[str, SpecifierSet]:
 def conda_requirements() -> dict[str, SpecifierSet]:
     """Name -> version range of every package in environment.yml but python and pip."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    parsed = [
-        re.fullmatch(r"([a-z0-9-]+)(.*)", line).groups() for line in environment["dependencies"]
-    ]
+    *lines, from_pip = environment["dependencies"]
+    parsed = [re.fullmatch(r"([a-z0-9-]+)(.*)", line).groups() for line in lines + from_pip["pip"]]
     return {
         name: SpecifierSet(versions) for name, versions in parsed if name not in {"python", "pip"}
     }

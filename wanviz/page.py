@@ -11,6 +11,7 @@ import numpy as np
 
 from wanviz import views
 from wanviz.errors import CaptureError, KeepError
+from wanviz.layout import AXES
 from wanviz.slices import Family, families, family_frames, family_maps, subjects
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ def page_data(trace: Trace) -> dict[str, Any]:
         "fps": trace.record.get("fps", FRAMES_PER_SECOND),
         "video": _video(trace),
         "layers": labels,
+        "labels": {axis: trace.contents.labels[axis] for axis in AXES},
+        "branches": trace.branches,
+        "branch": trace.branches[0],
         "maps": {
             "families": maps,
             "most": MOST_LEVEL,
@@ -111,7 +115,10 @@ def _maps(trace: Trace, found: Sequence[Family]) -> tuple[list[dict[str, Any]], 
 
 def _choices(family: Family) -> list[list[dict[str, Any]]]:
     return [
-        [{"name": group.name, "members": len(group.places)} for group in groups]
+        [
+            {"name": group.name, "first": group.places[0], "members": len(group.places)}
+            for group in groups
+        ]
         for groups in family.choices
     ]
 
@@ -121,14 +128,15 @@ def _frames(trace: Trace, found: Sequence[Family]) -> list[dict[str, Any]] | Non
     try:
         for family in found:
             mass, errors = family_frames(trace, family)
-            entry = {"axes": family.axes, "choices": _choices(family), "mass": _matrices(mass)}
-            stored.append(entry if errors is None else entry | {"stderr": _matrices(errors)})
+            entry = {"axes": family.axes, "choices": _choices(family), "mass": matrices(mass)}
+            stored.append(entry if errors is None else entry | {"stderr": matrices(errors)})
     except (KeepError, CaptureError):  # not asked for, or failed; the page says so
         return None
     return stored
 
 
-def _matrices(values: NDArray[np.float32]) -> list[Any]:
+def matrices(values: NDArray[np.float32]) -> list[Any]:
+    """Numbers of four digits, ready for JSON; null where not computed."""
     return [
         [[None if np.isnan(mass) else float(f"{mass:.4g}") for mass in row] for row in matrix]
         for matrix in values

@@ -63,8 +63,8 @@ def render(trace: Trace, beside: Trace | None = None) -> str:
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     script = f'"use strict";\n(() => {{\n{views_script()}\n{(STATIC / "page.js").read_text("utf-8")}}})();'
-    style = (STATIC / "views.css").read_text("utf-8")
-    style = style.replace("{{font}}", _font_face(json.loads(data), script))
+    styles = [(STATIC / name).read_text("utf-8") for name in ("page.css", "views.css")]
+    style = "\n".join([font_face(shown), *styles])
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -92,10 +92,10 @@ def views_script() -> str:
     return re.sub(r"^export (?=(?:async )?(?:function|class|const) )", "", text, flags=re.M)
 
 
-def _font_face(data: Any, script: str) -> str:
-    used = sorted({c for c in json.dumps(data, ensure_ascii=False) + script if ord(c) >= 0x2E80})
-    if not used:
-        return ""
+def font_face(shown: Any) -> str:
+    """A CSS rule with the Chinese letters that the views and the data of a page use."""
+    written = json.dumps(shown, ensure_ascii=False) + views_script()
+    used = sorted({letter for letter in written if ord(letter) >= 0x2E80})
     font = base64.b64encode(embedded_font("".join(used))).decode("ascii")
     return (
         f'@font-face {{ font-family: "{FONT_FAMILY}"; unicode-range: {CJK}; '

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,20 +19,33 @@ if TYPE_CHECKING:
     from wanviz.trace import Trace
 
 FRAME_HEIGHT = 900  # CSS pixels; the page scrolls inside
+NOT_TRUSTED = (
+    "A picture, since this notebook is not trusted yet: run the cell, or trust the notebook, to play the video and hover its "
+    "words. 这是静态图片：运行该单元格或信任此笔记本，即可播放视频并查看每个词。"
+)
 POSTER_WORDS = 2
 POSTER_COLORS = 96
 POSTER_DPI = 80  # so that a notebook stays small
 
 
-def show(trace: Trace, *, beside: Trace | None = None) -> None:
+def show(trace: Trace, *, beside: Trace | None = None, live: bool = False) -> None:
     """Show a trace in a notebook: play the video, hover its words. In a terminal: one sentence.
 
     Args:
         trace: what a capture kept.
         beside: another trace to compare with, linked in time and word.
+        live: link the views to this kernel: they ask it for slices that a page cannot carry (layer with head and
+            step, each of many layers, the other branch). Needs the kernel to go on running; without it the views
+            are whole in the stored notebook.
     """
     from IPython.display import display
 
+    if live:
+        from wanviz.widget import TraceWidget
+
+        still = mimebundle(trace, exclude=("text/html",), beside=beside)
+        display(TraceWidget(trace, beside=beside, still=still))  # type: ignore[no-untyped-call]
+        return
     display(mimebundle(trace, beside=beside), raw=True)  # type: ignore[no-untyped-call]
 
 
@@ -49,13 +64,15 @@ def mimebundle(
         beside: another trace to compare with.
 
     Returns:
-        text/html: the report in a frame that may run its script and nothing else; image/png: a
-        poster for readers that run no scripts; text/plain: the trace in one sentence.
+        text/html: the report in a frame that may run its script and nothing else, over a poster for notebooks
+        that are not trusted, from which JupyterLab removes frames; image/png: the poster for readers that
+        know no HTML; text/plain: the trace in one sentence.
     """
+    still = cache(lambda: poster(trace))
     makers: dict[str, Callable[[], Any]] = {
         "text/plain": lambda: repr(trace) if beside is None else f"{trace!r}\nbeside {beside!r}",
-        "image/png": lambda: poster(trace),
-        "text/html": lambda: frame(trace, beside),
+        "image/png": still,
+        "text/html": lambda: frame(trace, beside, still()),
     }
     return {
         kind: make()
@@ -64,12 +81,15 @@ def mimebundle(
     }
 
 
-def frame(trace: Trace, beside: Trace | None = None) -> str:
-    """The report as an iframe with an origin of its own."""
+def frame(trace: Trace, beside: Trace | None = None, still: bytes | None = None) -> str:
+    """The report as an iframe with an origin of its own, and under it what is seen where frames are removed."""
     page = html.escape(render(trace, beside), quote=True)
+    picture = base64.b64encode(poster(trace) if still is None else still).decode("ascii")
     return (
-        f'<iframe title="wanviz report" sandbox="allow-scripts" srcdoc="{page}" '
-        f'style="width:100%;height:{FRAME_HEIGHT}px;border:0;border-radius:12px"></iframe>'
+        '<div style="display:grid"><figure style="grid-area:1/1;margin:0">'
+        f'<img alt="{html.escape(repr(trace), quote=True)}" src="data:image/png;base64,{picture}">'
+        f'<figcaption>{NOT_TRUSTED}</figcaption></figure><iframe title="wanviz report" sandbox="allow-scripts" srcdoc="{page}" '
+        f'style="grid-area:1/1;width:100%;height:{FRAME_HEIGHT}px;border:0;border-radius:12px"></iframe></div>'
     )
 
 

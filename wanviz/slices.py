@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from einops import rearrange
 
 from wanviz.contents import kept_array, mean_frames, mean_stderr
+from wanviz.errors import OptionError
 from wanviz.layout import NO_PADDING, SPECIAL, STDERR, special_columns
 from wanviz.words import phrase_spans, token_weights
 
@@ -203,3 +204,28 @@ def family_frames(trace: Trace, family: Family) -> tuple[Floats, Floats | None]:
     errors, kept = kept_array(contents, branch, STDERR, family.axes)
     found = [mean_stderr(errors[place], kept) for place in family.slices(kept, shape)]
     return mass, np.stack(found)
+
+
+def chosen_slice(contents: Contents, asked: Mapping[str, tuple[int, int] | None]) -> Family:
+    """The family that has one selection, as its last slice.
+
+    Args:
+        contents: of the trace.
+        asked: by axis the first place and how many neighbours are averaged; None averages all.
+
+    Raises:
+        OptionError: places that the trace does not have.
+    """
+    axes, choices = [], []
+    for axis, places in asked.items():
+        if places is None:
+            continue
+        first, members = places
+        count = len(contents.labels[axis])
+        if not (0 <= first < first + members <= count):
+            raise OptionError(
+                f"{axis} {first} to {first + members - 1}: this trace has {count}, from 0"
+            )
+        axes.append(axis)
+        choices.append((Group("", tuple(range(first, first + members))),))
+    return Family(tuple(axes), tuple(choices))

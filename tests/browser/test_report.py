@@ -1,44 +1,31 @@
 """The report in a real browser, opened from disk with the network blocked."""
 
-import base64
-import os
-import shutil
+import time
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
+from tests.browser.pages import chip, choose, pixels
 from wanviz import views
+from wanviz.contents import Contents
+from wanviz.grid import Grid
 from wanviz.report import report
 from wanviz.show import frame
+from wanviz.trace import Trace
+from wanviz.words import encoded_prompt, split_words
 
 pytestmark = pytest.mark.browser
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202edog\u202c " * 99
 
 
 OTHER = "一位穿红色旗袍的女子撑着红色的伞站在公园里"
+# A level of 254 moves the colour by at most 3, blending rounds once more.
+COLOR_STEPS = 4
+MOST_PAGE = 16_000_000  # bytes
+MOST_SECONDS = 2.0
 EVERY_SLICE = (("layer", "head"), ("layer", "step"))
 EMOJI = "😀👩🏽‍🚀 a woman 🌂 in rain 🐶 is lost"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sentence = "this test drives a browser through Playwright, which is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(f"{sentence}; in CI it must be")
-        pytest.skip(sentence)
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(found for name in names if (found := shutil.which(name)))
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +48,7 @@ def visit(chromium, pages):
     """Opens a page; afterwards checks that it asked for nothing and complained of nothing."""
     contexts, troubles = [], []
 
-    def open_page(name, *, width=1100, motion="reduce", scheme="light"):
+    def open_page(name, *, width=1100, motion="reduce", scheme="light", until="html[data-ready]"):
         context = chromium.new_context(
             viewport={"width": width, "height": 900},
             reduced_motion=motion,
@@ -78,36 +65,13 @@ def visit(chromium, pages):
         page.on("request", lambda request: request.url == url or troubles.append(request.url))
         page.goto(url)
         if name != "cell":
-            page.wait_for_selector("html[data-ready]")
+            page.wait_for_selector(until, state="attached")
         return page
 
     yield open_page
     for context in contexts:
         context.close()
     assert troubles == []
-
-
-def pixels(page, selector="[data-id=screen]"):
-    size = page.evaluate(
-        f"(({{width, height}}) => [height, width])(document.querySelector('{selector}'))"
-    )
-    data = page.evaluate(
-        f"""() => {{
-          const canvas = document.querySelector('{selector}');
-          const copy = new OffscreenCanvas(canvas.width, canvas.height);
-          const context = copy.getContext('2d', {{willReadFrequently: true}});
-          context.drawImage(canvas, 0, 0);
-          const {{data}} = context.getImageData(0, 0, canvas.width, canvas.height);
-          let text = '';
-          for (const byte of data) text += String.fromCharCode(byte);
-          return btoa(text);
-        }}"""
-    )
-    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(*size, 4)[..., :3].astype(int)
-
-
-def chip(page, word):
-    return page.locator(".wv-chip", has_text=word).first
 
 
 def test_hovering_a_word_paints_its_map_over_the_frame(visit, painted):
@@ -179,6 +143,41 @@ def test_a_hostile_prompt_is_shown_as_text_and_runs_nothing(visit):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["slices", "two", "hostile", "bare"])
+def test_a_machine_that_looks_for_barriers_finds_none(visit, name, scheme):
+    page = visit(name, scheme=scheme)
+    for state in ("nothing chosen", "a word, a region, an expert, in Chinese"):
+        if state != "nothing chosen":
+            page.locator(".wv-chip").first.click()
+            page.keyboard.press("r")
+            if name != "two":
+                page.locator("[data-id=load] .wv-cell").first.click()
+            page.locator("[data-id=zh]").first.click()
+        found = Axe().run(page).response["violations"]
+        told = [
+            (one["id"], one["help"], [node["html"][:99] for node in one["nodes"]]) for one in found
+        ]
+        assert told == [], state
+
+
+def test_two_hundred_places_have_the_colour_of_the_traces_value(visit, painted, rng):
+    trace, page = painted(keep=EVERY_SLICE), visit("slices")
+    for _ in range(40):
+        word = trace.words[rng.integers(len(trace.words))].text
+        number = int(rng.integers(len(trace.frames)))
+        layer = int(rng.integers(4))
+        choose(page, layer=layer)
+        page.locator("[data-id=scrub]").fill(str(number))
+        chip(page, word).hover()
+        mass = trace.word_map(word, layer=layer, occurrence="all").values
+        shown = views.overlay(trace.frames[number], mass[(number + 3) // 4], views.Scale.of(mass))
+        rows, columns = rng.integers(0, 96, (2, 5))
+        off = pixels(page)[rows, columns] - shown[rows, columns].astype(int)
+        assert np.abs(off).max() <= COLOR_STEPS, (word, number, layer)
+        page.mouse.move(5, 5)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1100, 360])
 def test_a_page_fits_its_window_in_both_themes(visit, width, scheme):
     page = visit("plain", width=width, scheme=scheme)
@@ -216,11 +215,6 @@ def test_the_page_works_inside_a_notebooks_sandboxed_frame(visit):
     inside.locator("html[data-ready]").wait_for()
     inside.locator(".wv-chip", has_text="旗袍").hover()
     assert inside.locator("[data-id=now-word]").inner_text() == "旗袍"
-
-
-def choose(page, **places):
-    for axis, place in places.items():
-        page.select_option(f"[data-id={axis}]", label="mean" if place is None else str(place))
 
 
 @pytest.mark.parametrize(
@@ -394,3 +388,76 @@ def test_two_traces_are_linked_in_time_and_word_and_subtracted(visit, painted):
     assert left.locator("[data-id=now-word]").inner_text() == "No word chosen"
     right.locator(".wv-chip", has_text="公园").click()
     assert right.locator('.wv-chip[aria-pressed="true"]').count() == 1
+
+
+def real_size() -> Trace:
+    """A trace of 81 frames of 480 x 832 with 12 words, 40 layers and 40 steps, smooth in time and place."""
+    rng = np.random.default_rng(1)
+    grid, layers, steps = Grid(21, 30, 52), 40, 40
+    prompt = "a woman in a red qipao walks through rainy alleys with umbrella"
+    encoded = encoded_prompt(
+        prompt,
+        tuple(
+            word.span
+            for word in split_words(
+                encoded_prompt(prompt, tuple((i, i + 1) for i in range(len(prompt))), None)
+            )
+        ),
+        None,
+    )
+    columns = len(encoded.tokens) + 2
+    arrays = {}
+    for axis, count in (("layer", layers), ("step", steps)):
+        coarse = rng.random((count, columns, 6, 8, 13), np.float32)
+        places = [
+            np.linspace(0, n - 1, m) for n, m in zip(coarse.shape[2:], grid.shape, strict=True)
+        ]
+        for dim, place in enumerate(places, start=2):
+            low = np.floor(place).astype(int)
+            high, part = (
+                np.minimum(low + 1, coarse.shape[dim] - 1),
+                (place - low).astype(np.float32),
+            )
+            shape = [1] * 5
+            shape[dim] = -1
+            coarse = np.take(coarse, low, dim) * (1 - part.reshape(shape)) + np.take(
+                coarse, high, dim
+            ) * part.reshape(shape)
+        noisy = coarse + rng.random(coarse.shape, np.float32) / 20
+        arrays[f"cond/words/{axis}"] = noisy / noisy.sum(1, keepdims=True)
+        looks = rng.random((count, 21, 21)).astype(np.float32)
+        arrays[f"cond/frames/{axis}"] = looks / looks.sum(-1, keepdims=True)
+    y, x, f = np.ogrid[:480, :832, :81]
+    waves = [np.sin(x / (29 + 9 * c) + f / 7) + np.cos(y / (23 + 5 * c) - f / 9) for c in range(3)]
+    video = np.stack([127 + 60 * wave for wave in waves], -1).transpose(2, 0, 1, 3)
+    arrays["video"] = (video + rng.normal(0, 4, video.shape)).clip(0, 255).astype(np.uint8)
+    sigmas = np.linspace(1, 0.02, steps)
+    record = {
+        "prompt": prompt, "negative_prompt": "", "truncated_at": None, "seed": 1, "model": "of real size", "fps": 16,
+        "steps": [{"step": i, "sigma": float(s), "timestep": 1000 * float(s), "noise_expert": "high" if s > 0.875 else "low"} for i, s in enumerate(sigmas)],
+        "frames": "exact", "routing": False, "failed": {}, "versions": {"wanviz": "0"},
+    }  # fmt: skip
+    return Trace(
+        Contents(
+            arrays=arrays, keep=(("layer",), ("step",)), grid=grid,
+            labels={"layer": tuple(range(layers)), "step": tuple(range(steps)), "head": tuple(range(40))},
+            prompts={"cond": encoded}, words={"cond": split_words(encoded)}, record=record,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_trace_of_real_size_makes_a_page_that_can_be_sent_and_opens_at_once(visit, pages):
+    trace = real_size()
+    assert len(trace.words) == 12
+    path = report(trace, pages / "large.html")
+    assert path.stat().st_size <= MOST_PAGE
+    before = time.perf_counter()
+    page = visit("large", until="[data-drawn]")
+    took = time.perf_counter() - before
+    print(f"{path.stat().st_size / 1e6:.1f} MB, opened in {took:.2f} s")
+    assert took <= MOST_SECONDS
+    assert page.locator("[data-id=layer] option").count() - 1 <= 8
+    chip(page, "qipao").hover()
+    mass = trace.word_map("qipao").values
+    assert page.locator("[data-id=high]").inner_text() == f"{mass.max():.2g}"

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import io
 import itertools
 import json
@@ -185,9 +186,13 @@ def test_a_report_is_small_and_written_whole_or_not_at_all(painted, tmp_path):
 def test_a_notebook_stores_a_sandboxed_page_a_poster_and_a_sentence(painted):
     trace = painted()
     bundle = mimebundle(trace)
-    assert bundle["text/html"].startswith("<iframe")
+    before, page = bundle["text/html"].split("<iframe")
     assert 'sandbox="allow-scripts"' in bundle["text/html"]
-    assert bundle["text/html"].count("<") == 2  # the frame's own tags: the page is escaped
+    assert page.count("<") == 2  # the frame's end and the box's: the page is escaped
+    picture = re.search(r'<img alt="(.*?)" src="data:image/png;base64,(.*?)">', before)
+    assert html.unescape(picture[1]) == repr(trace)
+    assert base64.b64decode(picture[2]) == bundle["image/png"]
+    assert "trust the notebook" in before and "信任" in before
     assert bundle["text/plain"] == repr(trace)
     assert Image.open(io.BytesIO(bundle["image/png"])).width > 300
     assert len(bundle["image/png"]) <= 40_000

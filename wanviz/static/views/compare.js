@@ -1,5 +1,5 @@
 // Two traces side by side, linked in time, slice and word, and the difference of their maps.
-import { AXES, Heat, clamp, digits, h } from "./kit.js";
+import { AXES, Heat, SLICE, clamp, digits, h } from "./kit.js";
 import { mountPlayer } from "./player.js";
 import { makePage, mountHeader } from "./dashboard.js";
 
@@ -36,8 +36,8 @@ function link(page, other, passing) {
 }
 
 /** Draws two traces into an element, and what their maps differ by. */
-export async function mountComparison(root, data, beside, { language = "en", keys = root } = {}) {
-  const pages = [await makePage(data), await makePage(beside)];
+export async function mountComparison(root, data, beside, { language = "en", keys = root, kernels = [] } = {}) {
+  const pages = [await makePage(data, kernels[0]), await makePage(beside, kernels[1])];
   const [first, second] = pages;
   const players = pages.map(mountPlayer);
   const { store, maps } = first;
@@ -105,7 +105,7 @@ export async function mountComparison(root, data, beside, { language = "en", key
         root.lang = first.store.state.language;
         if (keys === document) document.documentElement.lang = root.lang;
       }
-      if (["frame", "hovered", "pinned", "opacity", "language", "ready", ...AXES].some((name) => changed.has(name))) draw();
+      if (["frame", "hovered", "pinned", "opacity", "language", "ready", "complete", ...SLICE].some((name) => changed.has(name))) draw();
     });
   }
   keys.addEventListener("keydown", (event) => {

@@ -1,22 +1,25 @@
 // Joins the views of one trace under one header.
-import { AXES, Maps, PIN_COLORS, Store, addText, bytes, h } from "./kit.js";
+import { AXES, Maps, PIN_COLORS, Store, addText, bytes, h, options } from "./kit.js";
 import { speaker } from "./texts.js";
 import { mountPlayer } from "./player.js";
 import { mountHeads } from "./heads.js";
 import { mountFrames } from "./frames.js";
 import { mountLoad, mountNoise } from "./experts.js";
 
+const DECODED_TOGETHER = 8; // pictures, so that a click between them is answered
+
 /** What the views of one trace share: its data, its state, and questions about both. */
 class Page {
-  constructor(data, maps) {
-    Object.assign(this, { data, maps, pictures: [], shownLatent: 0 });
+  constructor(data, maps, kernel) {
+    Object.assign(this, { data, maps, kernel, pictures: [], frames: new Map(), asked: new Map() });
     this.tables = Object.fromEntries(Object.entries(data.colors).map(([name, table]) => [name, bytes(table)]));
     this.diverging = bytes(data.diverging);
     this.where = data.where ? bytes(data.where.levels) : null;
     this.store = new Store({
       frame: 0, layer: null, head: null, step: null, hovered: null, pinned: [], expert: null, region: null, opacity: 1, scale: "word",
-      colors: Object.keys(data.colors)[0], speed: 1, playing: false, order: "place", bright: "own", baseline: false, language: null, ready: false,
+      colors: Object.keys(data.colors)[0], speed: 1, playing: false, order: "place", bright: "own", baseline: false, language: null, ready: false, complete: false, arrived: 0,
     });
+    this.store.on((changed) => AXES.some((axis) => changed.has(axis)) && this.fetchSlice());
     this.say = speaker("en");
     this.store.on((changed) => changed.has("language") && (this.say = speaker(this.store.state.language)));
   }
@@ -49,7 +52,28 @@ class Page {
       const choice = maps.choices(axis)[state[axis]];
       return say(choice.members > 1 ? `several.${axis}` : `one.${axis}`, choice.name);
     });
-    return named.length ? named.join(", ") : say("mean.layer");
+    return named.length ? named.join(", ") : say("meanOfAll");
+  }
+  /** Asks the kernel, where there is one, for a selection that the page lacks. */
+  async fetchSlice() {
+    const { kernel, maps, store } = this;
+    const chosen = Object.fromEntries(AXES.map((axis) => [axis, store.state[axis]]));
+    const key = maps.key(chosen);
+    if (!kernel || maps.find(chosen) || this.asked.has(key)) return;
+    this.asked.set(key, null);
+    const places = (axis) => (chosen[axis] === null ? null : [maps.choices(axis)[chosen[axis]].first, maps.choices(axis)[chosen[axis]].members]);
+    const { error, levels, units, frames } = await kernel.ask(Object.fromEntries(AXES.map((axis) => [axis, places(axis)])));
+    if (error) this.asked.set(key, error);
+    else {
+      maps.add(chosen, levels, units);
+      if (frames) this.frames.set(key, frames);
+    }
+    store.set({ arrived: store.state.arrived + 1 });
+  }
+  /** Why a selection has no map. */
+  absence() {
+    const { kernel, maps, store, say } = this;
+    return this.asked.get(maps.key(store.state)) ?? say(kernel ? "asking" : "absent");
   }
   /** Share of all attention that a subject gets in the selection, and the latent frame of its peak. */
   summary(index) {
@@ -105,9 +129,16 @@ class Page {
   }
   async loadFrames() {
     const stored = this.data.video.frames ?? [];
-    const images = stored.map((frame) => new Blob([bytes(frame)], { type: "image/webp" }));
-    this.pictures = await Promise.all(images.map((image) => createImageBitmap(image)));
+    const decode = async (frame, i) => {
+      this.pictures[i] = await createImageBitmap(new Blob([bytes(frame)], { type: "image/webp" }));
+    };
+    await Promise.all(stored.slice(0, 1).map(decode)); // seen at once; the others come while one looks
     this.store.set({ ready: true });
+    await new Promise(requestAnimationFrame);
+    for (let i = 1; i < stored.length; i += DECODED_TOGETHER) {
+      await Promise.all(stored.slice(i, i + DECODED_TOGETHER).map((frame, k) => decode(frame, i + k)));
+    }
+    if (stored.length > 1) this.store.set({ complete: true });
   }
   drawFrame(context, frame, width, height) {
     if (this.pictures[frame]) {
@@ -120,8 +151,12 @@ class Page {
   }
 }
 
-export async function makePage(data) {
-  return new Page(data, await Maps.read(data));
+export async function makePage(data, kernel = null) {
+  const maps = await Maps.read(data);
+  if (kernel && data.maps.grouped) {
+    for (const [axis, labels] of Object.entries(data.labels)) maps.finer[axis] = labels.map((label, first) => ({ name: String(label), first, members: 1 }));
+  }
+  return new Page(data, maps, kernel);
 }
 
 /** What stands above all views: the name, one line of facts, the language. */
@@ -130,19 +165,24 @@ export function mountHeader(page, title) {
   const tongue = (name, text) => h("button", { lang: name, "data-id": name, onclick: () => store.set({ language: name }) }, text);
   const tongues = [tongue("en", "English"), tongue("zh", "中文")];
   const name = h("span");
+  const [branch, branchLabel] = [h("select", { "data-id": "branch", onchange: () => page.kernel.branch(branch.value) }), h("span")];
+  const several = page.kernel && page.data.branches.length > 1;
   store.on((changed, state) => {
     if (!changed.has("language")) return;
     name.textContent = page.say(title);
+    branchLabel.textContent = page.say("branch");
+    options(branch, page.data.branches.map((one) => [one, page.say(`branches.${one}`)]), page.data.branch);
     tongues.forEach((button) => button.setAttribute("aria-pressed", String(button.lang === state.language)));
   });
   return h("header", { class: "wv-top" },
     h("div", {}, h("h1", {}, h("span", { class: "wv-brand" }, "wanviz"), " ", name), h("p", { class: "wv-soft", "data-id": "facts" }, title === "title" ? page.data.facts : "")),
+    several ? h("label", { class: "wv-knob" }, branchLabel, branch) : null,
     h("div", { class: "wv-languages", role: "group", "aria-label": "Language 语言" }, ...tongues));
 }
 
 /** Draws the views of a trace into an element; returns what a test or a host may want to know. */
-export async function mountDashboard(root, data, { language = "en", keys = root } = {}) {
-  const page = await makePage(data);
+export async function mountDashboard(root, data, { language = "en", keys = root, kernel = null } = {}) {
+  const page = await makePage(data, kernel);
   const { store } = page;
   const player = mountPlayer(page);
   const titled = [];
@@ -181,6 +221,7 @@ export async function mountDashboard(root, data, { language = "en", keys = root 
     event.preventDefault();
     event.stopPropagation();
   });
+  store.on((changed) => changed.has("ready") && (root.dataset.drawn = "true"));
   store.set({ language });
   await page.loadFrames();
   return page;

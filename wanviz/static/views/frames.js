@@ -1,5 +1,5 @@
 // How frames look at frames: the matrix of a layer, a head or a step, with what distance alone explains.
-import { AXES, clamp, colorAt, digits, drawing, h, middle, shape, shortSpan } from "./kit.js";
+import { AXES, SLICE, clamp, colorAt, digits, drawing, h, middle, shape, shortSpan } from "./kit.js";
 
 export function mountFrames(page) {
   const { data, store } = page;
@@ -15,8 +15,8 @@ export function mountFrames(page) {
   function matrix() {
     if (!data.frames) return null;
     const asked = AXES.filter((axis) => state[axis] !== null);
-    const family = data.frames.find(({ axes }) => asked.every((axis) => axes.includes(axis)));
-    if (!family) return null;
+    const family = data.frames.find((one) => asked.every((axis) => state[axis] < (one.choices[one.axes.indexOf(axis)]?.length ?? 0)));
+    if (!family) return page.frames.get(page.maps.key(state)) ?? null;
     let place = 0;
     family.axes.forEach((axis, i) => (place = place * (family.choices[i].length + 1) + (state[axis] === null ? 0 : state[axis] + 1)));
     return { mass: family.mass[place], stderr: family.stderr?.[place] };
@@ -49,7 +49,7 @@ export function mountFrames(page) {
     box.parentElement.hidden = !found;
     if (!found) {
       home.replaceChildren();
-      note.textContent = data.frames ? say("absent") : say("noFrames");
+      note.textContent = data.frames ? page.absence() : say("noFrames");
       return;
     }
     const { mass, stderr } = found;
@@ -95,6 +95,6 @@ export function mountFrames(page) {
     home.replaceChildren(svg);
   }
 
-  store.on((changed) => ["language", "colors", "baseline", "ready", ...AXES].some((name) => changed.has(name)) && show());
+  store.on((changed) => ["language", "colors", "baseline", "ready", ...SLICE].some((name) => changed.has(name)) && show());
   return h("div", {}, home, h("label", { class: "wv-check" }, box, label), note, pair);
 }

@@ -1,6 +1,7 @@
 // What all views share: making elements, reading numbers, painting maps. Untrusted text enters only as text.
 
 export const AXES = ["layer", "head", "step"];
+export const SLICE = [...AXES, "arrived"]; // what changes which slice is seen, or whether it is there
 export const PIN_COLORS = [[213, 94, 0], [0, 158, 115], [86, 180, 233], [240, 228, 66], [204, 121, 167]]; // Okabe and Ito
 const FOCUSABLE = new Set(["button", "select", "input", "textarea", "a", "summary"]);
 const SVG = "http://www.w3.org/2000/svg";
@@ -91,7 +92,7 @@ export class Store {
 /** Maps in bytes, each slice with a unit of its own: mass = level · unit. Index 0 of an axis is the mean over it. */
 export class Maps {
   constructor(families, grid, most, missing) {
-    Object.assign(this, { families, most, missing });
+    Object.assign(this, { families, most, missing, finer: {}, more: new Map() });
     [this.frames, this.rows, this.columns] = grid;
     this.cells = this.rows * this.columns;
   }
@@ -104,16 +105,23 @@ export class Maps {
     }
     return new Maps(families, data.grid, data.maps.most, data.maps.missing);
   }
-  /** The choices of an axis that some family has, [{ name, members }]. */
+  /** The choices of an axis that some family has, [{ name, first, members }]; after them those that a kernel can give. */
   choices(axis) {
-    for (const family of this.families) if (family.axes.includes(axis)) return family.choices[family.axes.indexOf(axis)];
+    for (const family of this.families) if (family.axes.includes(axis)) return [...family.choices[family.axes.indexOf(axis)], ...(this.finer[axis] ?? [])];
     return [];
+  }
+  /** Keeps what a kernel gave for a selection. */
+  add(chosen, levels, units) {
+    this.more.set(this.key(chosen), { levels, units });
+  }
+  key(chosen) {
+    return AXES.map((axis) => chosen[axis] ?? "").join();
   }
   /** Where a selection { layer, head, step } lies: a family and a place in it; null if the page does not have it. */
   find(chosen) {
     const asked = AXES.filter((axis) => chosen[axis] !== null && chosen[axis] !== undefined);
-    const family = this.families.find(({ axes }) => asked.every((axis) => axes.includes(axis)));
-    if (!family) return null;
+    const family = this.families.find((one) => asked.every((axis) => chosen[axis] < (one.choices[one.axes.indexOf(axis)]?.length ?? 0)));
+    if (!family) return this.more.has(this.key(chosen)) ? { family: this.more.get(this.key(chosen)), place: 0, count: 1 } : null;
     let place = 0;
     family.axes.forEach((axis, i) => {
       place = place * family.sizes[i] + (asked.includes(axis) ? chosen[axis] + 1 : 0);

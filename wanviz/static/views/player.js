@@ -1,5 +1,5 @@
 // The video with its words: hover one and its map plays over the video; drag over the video and its words are ranked.
-import { AXES, Heat, PIN_COLORS, addText, clamp, colorAt, digits, h, icon, middle, options, percent, shortSpan } from "./kit.js";
+import { AXES, Heat, PIN_COLORS, SLICE, addText, clamp, colorAt, digits, h, icon, middle, options, percent, shortSpan } from "./kit.js";
 
 const SHAPES = { play: "M7 4v16l13-8z", pause: "M6 4h4v16H6zM14 4h4v16h-4z", back: "M6 5h3v14H6zM20 5v14l-10-7z", forth: "M15 5h3v14h-3zM4 5v14l10-7z" };
 const SPEEDS = [0.25, 0.5, 1, 2];
@@ -193,7 +193,7 @@ export function mountPlayer(page) {
     if (expert) {
       said(say("expert", data.layers[expert.layer], expert.expert), say("expertText"), say("expertUnit"), [0, 1]);
     } else if (!shown.length) said(say("nothing"), say("nothingText"), say("noUnit"));
-    else if (!maps.find(state)) said(shown.map(page.nameOf).join(", "), say("absent"), "");
+    else if (!maps.find(state)) said(shown.map(page.nameOf).join(", "), page.absence(), "");
     else if (shown.length > 1) said(say("together", shown.length), say("togetherText"), "");
     else if (!maps.at(shown[0], state, 0)) said(page.nameOf(shown[0]), say("missing"), say("missing"));
     else {
@@ -271,7 +271,7 @@ export function mountPlayer(page) {
     ranks.replaceChildren(
       h("h3", {}, say("regionTitle")),
       h("p", { class: "wv-soft" }, `${say("regionWhere", rows, columns, say("span", data.spans[latent]))}; ${page.sliceName()}. ${say("regionHint")}`),
-      maps.find(state) ? h("ol", {}, ...lines) : h("p", {}, say("absent")));
+      maps.find(state) ? h("ol", { tabindex: 0, "aria-label": say("regionTitle") }, ...lines) : h("p", {}, page.absence()));
   }
 
   function cellAt(event) {
@@ -366,9 +366,9 @@ export function mountPlayer(page) {
     if (any("language")) speak();
     if (any("language", "playing")) showPlaying();
     if (any("colors")) paintBar();
-    if (any("language", ...AXES)) showShares();
-    if (any("region", "language", "frame", ...AXES)) showRegion();
-    if (any("hovered", "pinned", "expert", "opacity", "scale", "colors", "language", "ready", ...AXES)) drawAll();
+    if (any("language", ...SLICE)) showShares();
+    if (any("region", "language", "frame", ...SLICE)) showRegion();
+    if (any("hovered", "pinned", "expert", "opacity", "scale", "colors", "language", "ready", "complete", ...SLICE)) drawAll();
     else if (any("frame")) draw();
   });
   paintBar();

@@ -1,0 +1,46 @@
+// Draws the views in a cell of a notebook, and asks the kernel for slices that they lack.
+
+/** The kernel behind a widget: ask(places) gives { levels, units, frames } or { error }. */
+function linked(model, side, waiting) {
+  return {
+    branch: (name) => model.send({ side, branch: name }),
+    ask: (places) => new Promise((answer) => {
+      const id = waiting.size;
+      waiting.set(id, answer);
+      model.send({ side, id, ask: places });
+    }),
+  };
+}
+
+const copied = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice();
+
+export default {
+  async render({ model, el }) {
+    const waiting = new Map();
+    const kernels = [0, 1].map((side) => linked(model, side, waiting));
+    const language = (document.documentElement.lang || navigator.language || "en").startsWith("zh") ? "zh" : "en";
+    const answered = (content, buffers) => {
+      const { id, error, frames } = content;
+      waiting.get(id)?.(error ? { error } : { levels: copied(buffers[0]), units: new Float32Array(copied(buffers[1]).buffer), frames });
+    };
+    const mount = async () => {
+      const root = document.createElement("div");
+      const style = document.createElement("style");
+      style.textContent = model.get("font");
+      const box = document.createElement("div");
+      box.className = "wv-in-cell-output";
+      box.append(style, root);
+      el.replaceChildren(box);
+      const { first, second } = model.get("data");
+      await (second ? mountComparison(root, first, second, { language, kernels }) : mountDashboard(root, first, { language, kernel: kernels[0] }));
+      root.dataset.ready = "true";
+    };
+    model.on("msg:custom", answered);
+    model.on("change:data", mount);
+    await mount();
+    return () => {
+      model.off("msg:custom", answered);
+      model.off("change:data", mount);
+    };
+  },
+};
