@@ -66,6 +66,7 @@ def painted() -> Callable[..., Any]:
         frames: str | None = "exact",
         steps: int = 6,
         negative: str | None = None,
+        previews: bool = False,
     ) -> Trace:
         rng = np.random.default_rng(SEED)
         whole = encoded_prompt(prompt, tuple((i, i + 1) for i in range(len(prompt))), None)
@@ -118,8 +119,14 @@ def painted() -> Callable[..., Any]:
                 count = len(negative) + 2
                 even = np.full((*found.shape[:-4], count, *found.shape[-3:]), 1 / count, np.float32)
                 arrays[f"uncond/words/{name}"], arrays[f"uncond/frames/{name}"] = even, looked
+        together = rng.uniform(0.02, 0.2, (layers, 10, 10)).astype(np.float32)
+        arrays["cond/together"] = (together + together.transpose(0, 2, 1)) / 2
         if video:
             arrays["video"] = clip.frames
+        if previews:  # ever less grey
+            shown = clip.frames[[0, 3, 7, 11, 15]]
+            shares = np.linspace(0, 1, steps)[:, None, None, None, None]
+            arrays["previews"] = np.round(128 + (shown - 128.0) * shares).astype(np.uint8)
         sigmas = np.linspace(1, 0.1, steps)
         record = {
             "prompt": prompt,

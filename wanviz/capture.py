@@ -34,6 +34,7 @@ def plan(
     branches: tuple[str, ...] = ("cond",),
     select: Select | None = None,
     words: list[str] | None = None,
+    previews: bool = False,
     negative_prompt: str = "",
     height: int | None = None,
     width: int | None = None,
@@ -52,6 +53,7 @@ def plan(
         branches: as for `capture`.
         select: as for `capture`.
         words: as for `capture`.
+        previews: as for `capture`.
         negative_prompt: what the "uncond" branch reads.
         height: pixel rows; None takes the pipeline's default, as below.
         width: pixel columns.
@@ -67,7 +69,7 @@ def plan(
         PhraseError: one of `words` is not in the prompt.
     """
     adapter = adapter_for(pipe)
-    options = _options(adapter, keep, frames, routing, branches, select, words)
+    options = _options(adapter, keep, frames, routing, branches, select, words, previews)
     if not isinstance(prompt, str):
         raise OptionError(f"prompt={prompt!r} is not one prompt: give a str")
     if output_type not in ("np", "latent"):
@@ -89,6 +91,7 @@ def capture(
     branches: tuple[str, ...] = ("cond",),
     select: Select | None = None,
     words: list[str] | None = None,
+    previews: bool = False,
     prompt: str | list[str] | None = None,
     budget: int | str = "1GiB",
 ) -> Iterator[Trace]:
@@ -108,6 +111,8 @@ def capture(
         select: which layers, steps and heads to watch, e.g. {"layer": [0, 20, 39], "step": range(0, 40, 5)};
             averages are over these. Axes that are not named are watched whole.
         words: phrases of the prompt whose masses to keep, the others together; None keeps every token.
+        previews: whether to decode what each step predicts, one picture for each latent frame, see `Trace.previews`;
+            it takes as long as decoding the video once more for each step.
         prompt: needed only where the pipeline is given embeddings; a list where it makes several videos.
         budget: the most bytes to keep, e.g. "512MiB"; checked before anything is kept.
 
@@ -122,7 +127,7 @@ def capture(
             disturbs the generation and is told at the end.
     """
     adapter = adapter_for(pipe)
-    options = _options(adapter, keep, frames, routing, branches, select, words)
+    options = _options(adapter, keep, frames, routing, branches, select, words, previews)
     session = Session(adapter, options, _prompts(prompt), parse_bytes(budget))
     with _watching(adapter, session, options):
         yield session.trace
@@ -223,7 +228,7 @@ def _watching(adapter: Adapter, session: Session, options: Options) -> Iterator[
     broken = True
     try:
         with HookSet() as hooks, _eager():
-            adapter.attach(session, hooks, options.branches)
+            adapter.attach(session, hooks, options.branches, options.previews)
             yield
         broken = False
     finally:
@@ -238,6 +243,7 @@ def _options(
     branches: object,
     select: object,
     words: object,
+    previews: object = False,
 ) -> Options:
     return make_options(
         keep,
@@ -246,8 +252,10 @@ def _options(
         branches,
         select,
         words,
+        previews,
         default_keep=adapter.default_keep,
         frame_modes=adapter.frame_modes,
+        can_preview=adapter.can_preview,
     )
 
 

@@ -73,6 +73,7 @@ def explain(arguments: argparse.Namespace) -> None:
     with _prepared(folder) as drafts:
         _say("loading the model")
         import wanviz
+        from wanviz.adapters import adapter_for
 
         pipe, draw = _load(arguments)
         asked = {
@@ -90,7 +91,8 @@ def explain(arguments: argparse.Namespace) -> None:
         trace, problem = None, None
         with _warnings_as_sentences():
             try:
-                with wanviz.capture(pipe, budget=arguments.budget) as trace:
+                previews = adapter_for(pipe).can_preview
+                with wanviz.capture(pipe, previews=previews, budget=arguments.budget) as trace:
                     draw(arguments.prompt, **given)
             except CaptureError as error:  # the video was drawn; what was captured is worth a file
                 if trace is None or trace.frames is None:

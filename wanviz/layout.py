@@ -52,6 +52,7 @@ class Subject:
     steps: int
     prompts: dict[str, EncodedPrompt]  # branch -> its encoded prompt
     video: tuple[int, int, int] | None  # F, H, W in pixels; None for latent output
+    size: tuple[int, int]  # H, W in pixels
 
     def labels(self, options: Options) -> dict[str, tuple[int, ...]]:
         """The layers, steps and heads that are watched.
@@ -82,6 +83,7 @@ class Options:
     branches: tuple[str, ...]
     select: dict[str, tuple[int, ...]] = field(default_factory=dict)  # axis -> what to watch
     words: tuple[str, ...] | None = None  # phrases whose tokens are kept; None keeps all
+    previews: bool = False  # whether what each step predicts is decoded
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ def layout(subject: Subject, options: Options) -> tuple[ArraySpec, ...]:
             load, where = (layers, sizes["step"], experts), (layers, experts, f, h, w)
             specs.append(ArraySpec(f"{branch}/load", ("layer", "step"), load, "float32"))
             specs.append(ArraySpec(f"{branch}/where", ("layer",), where, "float32"))
+            together = (layers, experts, experts)
+            specs.append(ArraySpec(f"{branch}/together", ("layer",), together, "float32"))
+    if options.previews:
+        pictures = (sizes["step"], f, *subject.size, 3)
+        specs.append(ArraySpec("previews", ("step",), pictures, "uint8"))
     if subject.video is not None:
         specs.append(ArraySpec("video", (), (*subject.video, 3), "uint8"))
     return tuple(specs)
@@ -145,9 +152,11 @@ def make_options(
     branches: object,
     select: object = None,
     words: object = None,
+    previews: object = False,
     *,
     default_keep: tuple[tuple[str, ...], ...],
     frame_modes: tuple[str, ...],
+    can_preview: bool = False,
 ) -> Options:
     """Check what the user asked for.
 
@@ -158,8 +167,10 @@ def make_options(
         branches: "cond" and/or "uncond".
         select: axis -> indices to watch; None watches all.
         words: phrases of the prompt to keep; None keeps all.
+        previews: whether to decode what each step predicts.
         default_keep: what keep=None means for this model.
         frame_modes: what frames can be for this model, besides None; the first is its default.
+        can_preview: whether this model's steps can be decoded.
 
     Returns:
         The options, each axis set in the order of AXES, none twice.
@@ -177,6 +188,10 @@ def make_options(
         )
     if not isinstance(routing, bool):
         raise OptionError(f"routing={routing!r}: use True or False")
+    if not isinstance(previews, bool):
+        raise OptionError(f"previews={previews!r}: use True or False")
+    if previews and not can_preview:
+        raise OptionError("previews=True is offered for tinywan alone so far: leave it out")
     if isinstance(branches, str) or not isinstance(branches, list | tuple) or not branches:
         raise OptionError(f"branches={branches!r}: use ('cond',) or ('cond', 'uncond')")
     for branch in branches:
@@ -189,6 +204,7 @@ def make_options(
         branches=tuple(branches),
         select=_selection(select),
         words=_phrases(words),
+        previews=previews,
     )
 
 

@@ -70,6 +70,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
         "alpha": [views.LEAST_ALPHA, views.MOST_ALPHA],
         "colors": {name: _base64(views.colors(name).tobytes()) for name in COLOR_MAPS},
         "diverging": _base64(views.colors(DIVERGING).tobytes()),
+        "previews": _previews(trace),
         "frames": _frames(trace, found),
         "steps": [
             {name: step[name] for name in ("step", "sigma", "noise_expert")}
@@ -149,28 +150,40 @@ def _video(trace: Trace) -> dict[str, Any]:
     if trace.frames is None:
         height, width = views.picture(trace, spans[0]).shape[:2]
         return video | {"height": height, "width": width}
-    from PIL import Image
-
     count, height, width, _ = trace.frames.shape
     lossless = count * height * width <= LOSSLESS_PIXELS
-    encoded = []
-    for frame in trace.frames:
-        buffer = io.BytesIO()
-        options: dict[str, Any] = {"lossless": True} if lossless else {"quality": 85}
-        Image.fromarray(frame).save(buffer, "webp", method=4, **options)
-        encoded.append(_base64(buffer.getvalue()))
     return {
         "count": count,
         "height": height,
         "width": width,
         "lossless": lossless,
-        "frames": encoded,
+        "frames": [_webp(frame, lossless) for frame in trace.frames],
     }
 
 
+def _previews(trace: Trace) -> list[list[str]] | None:
+    """What each step that ran predicts, a picture for each latent frame."""
+    try:
+        pictures = trace.previews.values
+    except (KeepError, CaptureError):
+        return None
+    ran = {step["step"] for step in trace.record["steps"]}
+    watched = zip(trace.contents.labels["step"], pictures, strict=True)
+    return [[_webp(picture, False) for picture in video] for step, video in watched if step in ran]
+
+
+def _webp(picture: NDArray[np.uint8], lossless: bool) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"lossless": True} if lossless else {"quality": 85}
+    Image.fromarray(picture).save(buffer, "webp", method=4, **options)
+    return _base64(buffer.getvalue())
+
+
 def _routing(trace: Trace) -> dict[str, Any]:
-    """The load of the token experts, and where each of them is chosen."""
-    nothing: dict[str, Any] = {"load": None, "where": None}
+    """The load of the token experts, where each of them is chosen, and which two for the same tokens."""
+    nothing: dict[str, Any] = {"load": None, "loadBySteps": None, "where": None, "together": None}
     try:
         routing = trace.routing
     except CaptureError:  # it failed
@@ -184,7 +197,9 @@ def _routing(trace: Trace) -> dict[str, Any]:
     levels = np.rint(np.nan_to_num(where).clip(0, 1) * MOST_LEVEL).astype(np.uint8)
     fits = levels.size <= MOST_PLACE_BYTES
     return {
-        "load": [[float(f"{share:.4g}") for share in row] for row in mean],
+        "load": matrices(mean[None])[0],
+        "loadBySteps": matrices(routing["load"].transpose("step", "layer", "token_expert").values),
+        "together": matrices(routing["together"].values) if "together" in routing else None,
         "where": {"levels": _base64(levels.tobytes()), "most": MOST_LEVEL} if fits else None,
     }
 

@@ -32,7 +32,12 @@ class Plan:
         groups: dict[str, int] = {}
         for spec in self.arrays:
             what = (*spec.name.split("/"), "")[1] or spec.name
-            what = {"load": "routing", "where": "routing", STDERR: "frames"}.get(what, what)
+            what = {
+                "load": "routing",
+                "where": "routing",
+                "together": "routing",
+                STDERR: "frames",
+            }.get(what, what)
             groups[what] = groups.get(what, 0) + spec.nbytes
         parts = ", ".join(f"{what} {format_bytes(count)}" for what, count in groups.items())
         share = 100 * self.extra_flops / self.model_flops
@@ -73,6 +78,7 @@ def make_subject(adapter: Adapter, request: Request, options: Options, video: bo
         steps=steps,
         prompts=prompts,
         video=(request.num_frames, request.height, request.width) if video else None,
+        size=(request.height, request.width),
     )
 
 

@@ -100,7 +100,7 @@ class WordMasses:
 
 
 class RoutingCounts:
-    """Token experts: how often each is chosen, and where."""
+    """Token experts: how often each is chosen, where, and which two for the same token."""
 
     kinds = ("expert_ids",)
 
@@ -109,6 +109,11 @@ class RoutingCounts:
         by_name = {spec.name: spec for spec in specs}
         self._load = RunningMean(by_name[f"{branch}/load"], labels)
         self._where = RunningMean(by_name[f"{branch}/where"], labels)
+        self._together = RunningMean(by_name[f"{branch}/together"], labels)
+
+    @property
+    def _means(self) -> tuple[RunningMean, ...]:
+        return self._load, self._where, self._together
 
     def consume(self, event: Event) -> None:
         """Count the experts of one layer."""
@@ -119,12 +124,13 @@ class RoutingCounts:
         chosen = torch.zeros_like(where).scatter_(0, ids, 1.0)
         where += chosen
         self._load.slot(event).add_(chosen.sum(dim=1) / (topk * tokens))
-        self._where.count(event)
-        self._load.count(event)
+        self._together.slot(event).add_(chosen @ chosen.T / tokens)  # expert expert
+        for mean in self._means:
+            mean.count(event)
 
     def finish(self) -> dict[str, NDArray[np.float32]]:
-        """Load [layer, step, expert] sums to 1; where [layer, expert, f, h, w] to topk."""
-        return {mean.spec.name: mean.finish() for mean in (self._load, self._where)}
+        """Load [layer, step, expert] sums to 1; where [layer, expert, f, h, w] to topk; together [layer, expert, expert]."""
+        return {mean.spec.name: mean.finish() for mean in self._means}
 
 
 AnyReducer = WordMasses | FrameMasses | RoutingCounts

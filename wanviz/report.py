@@ -30,6 +30,7 @@ MODULES = (
     "texts",
     "player",
     "heads",
+    "denoise",
     "frames",
     "experts",
     "dashboard",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -34,6 +34,9 @@ class _Video:
     reducers: dict[tuple[str, str], AnyReducer]  # branch, what
     seen: dict[tuple[str, str], set[tuple[int, int]]]  # … -> layer, step
     frames: NDArray[np.uint8] | None = None
+    previews: list[tuple[int, NDArray[np.uint8]]] = field(
+        default_factory=list
+    )  # place of the step, [f, H, W, 3]
     failures: dict[str, Exception] = field(default_factory=dict)
     devices: set[torch.device] = field(default_factory=set)  # where its tensors came from
     group: Any = None  # of torch.distributed, where processes share the video
@@ -83,6 +86,11 @@ class _Video:
                     arrays |= reducer.finish()
                 except Exception as error:
                     self.failures[what] = error
+        if self.previews and "previews" not in self.failures:
+            size = len(self.labels["step"])
+            arrays["previews"] = np.zeros((size, *self.previews[0][1].shape), np.uint8)
+            for place, pictures in self.previews:
+                arrays["previews"][place] = pictures
         if self.frames is not None:
             arrays["video"] = self.frames
         return arrays
@@ -258,6 +266,22 @@ class Session:
         except Exception as error:
             video.failures["video"] = error
 
+    def preview(self, step: int, decode: Callable[[], torch.Tensor]) -> None:
+        """Keep what a step predicts; it can only belong to the watched generation."""
+        if self._request is None or self._adapter.request() is not self._request:
+            return
+        steps = self._videos[0].labels["step"]
+        if step not in steps or any("previews" in video.failures for video in self._videos):
+            return
+        try:
+            pictures = (decode().detach() * 255).round().clamp(0, 255).byte().cpu().numpy()
+        except Exception as error:
+            for video in self._videos:
+                video.failures.setdefault("previews", error.with_traceback(None))
+            return
+        for video, seen in zip(self._videos, pictures, strict=True):
+            video.previews.append((steps.index(step), seen))
+
     def end(self, broken: bool) -> None:
         """Fill the trace; `broken` says that another exception is on its way."""
         request = self._request
@@ -358,7 +382,7 @@ def _over_budget(needed: int, subjects: list[Subject], options: Options, budget:
                 f"{said}keep={list(keep)} needs {format_bytes(size(smaller))}; or keep a few words "
                 "(words=[…]), or some layers and steps (select={…}), or raise the budget"
             )
-    smallest = replace(options, keep=((),), frames=None, routing=False)
+    smallest = replace(options, keep=((),), frames=None, routing=False, previews=False)
     return (
         f"{said}raise it, or keep a few words (words=[…]); with all words the least is "
         f"{size(smallest)} bytes, with keep=[()], frames=None, routing=False"

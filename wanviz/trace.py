@@ -186,10 +186,16 @@ class BranchTrace:
             }
             coords |= {"token_expert": np.arange(experts), **places(contents)}
             coords |= axis_coords(contents, ("layer",))
+            together = contents.arrays.get(f"{self.name}/together")
+            if together is not None:  # a trace that was written before it was counted has none
+                data["together"] = (("layer", "token_expert", "other_token_expert"), together)
+                coords["other_token_expert"] = coords["token_expert"]
         dataset = xr.Dataset(data, coords=coords, attrs={"branch": self.name})
         if load is not None:
             dataset["load"].attrs["long_name"] = "share of the layer's token-expert places"
             dataset["where"].attrs["long_name"] = "share of steps in which the expert is chosen"
+            if "together" in dataset:
+                dataset["together"].attrs["long_name"] = "share of tokens that both experts work on"
             dataset["entropy"].attrs["long_name"] = "entropy of the load / log(token experts)"
         return dataset
 
@@ -286,13 +292,39 @@ class Trace:
 
     @property
     def routing(self) -> xr.Dataset:
-        """noise_expert(step); if captured, load, where and entropy of the token experts."""
+        """noise_expert(step); if captured, load, where, together and entropy of the token experts."""
         return self._first.routing
 
     @property
     def frames(self) -> NDArray[np.uint8] | None:
         """The video made, uint8 [F, H, W, 3]; None for latent output."""
         return self.contents.arrays.get("video")
+
+    @property
+    def previews(self) -> xr.DataArray:
+        """What each step predicts the clean video to be: latents less sigma times the velocity, decoded.
+
+        Returns:
+            uint8 over (step, frame, pixel_row, pixel_column, color); of each latent frame the picture in the
+            middle of those that it stands for. With guidance it is the guided prediction.
+
+        Raises:
+            KeepError: the capture was not asked for it.
+        """
+        contents = self.contents
+        raise_if_failed(contents, "previews")
+        found = contents.arrays.get("previews")
+        if found is None:
+            raise KeepError(
+                "what each step predicts was not decoded: capture with previews=True (tinywan alone so far)"
+            )
+        frames = np.arange(contents.grid.frames)
+        return xr.DataArray(
+            found,
+            dims=("step", "frame", "pixel_row", "pixel_column", "color"),
+            coords={**axis_coords(contents, ("step",)), "frame": frames},
+            name="previews",
+        )
 
     @property
     def record(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ OTHER = "一位穿红色旗袍的女子撑着红色的伞站在公园里"
 COLOR_STEPS = 4
 MOST_PAGE = 16_000_000  # bytes
 MOST_SECONDS = 2.0
+WEBP_LOSS = 6  # levels of light, of pictures with small losses
 EVERY_SLICE = (("layer", "head"), ("layer", "step"))
 EMOJI = "😀👩🏽‍🚀 a woman 🌂 in rain 🐶 is lost"
 
@@ -33,6 +34,7 @@ def pages(painted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     report(painted(), folder / "plain.html")
     report(painted(keep=EVERY_SLICE), folder / "slices.html")
+    report(painted(keep=EVERY_SLICE, previews=True), folder / "steps.html")
     report(painted(), folder / "two.html", beside=painted(OTHER, keep=EVERY_SLICE))
     report(painted(HOSTILE, truncated_at=200), folder / "hostile.html")
     report(painted(video=False, keep=((),), frames=None), folder / "bare.html")
@@ -143,7 +145,7 @@ def test_a_hostile_prompt_is_shown_as_text_and_runs_nothing(visit):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["slices", "two", "hostile", "bare"])
+@pytest.mark.parametrize("name", ["slices", "steps", "two", "hostile", "bare"])
 def test_a_machine_that_looks_for_barriers_finds_none(visit, name, scheme):
     page = visit(name, scheme=scheme)
     for state in ("nothing chosen", "a word, a region, an expert, in Chinese"):
@@ -291,6 +293,59 @@ def test_dragging_over_the_video_ranks_the_words_of_that_region(visit, painted):
     assert "rows 4–8, columns 3–6" in page.locator("[data-id=ranks]").inner_text()
     page.keyboard.press("Escape")
     assert page.locator("[data-id=ranks]").is_hidden()
+
+
+def test_a_step_shows_what_it_predicted_and_where_a_word_was_read(visit, painted):
+    trace, page = painted(keep=EVERY_SLICE, previews=True), visit("steps")
+    assert page.locator("[data-id=steps] button").count() == 6
+    page.locator("[data-id=step-slider]").fill("4")
+    assert (
+        page.locator("[data-id=step-said]").inner_text() == "step 4: sigma 0.28, low-noise expert"
+    )
+    assert page.locator("[data-id=step]").input_value() == "4"
+    page.locator("[data-id=scrub]").fill("10")
+    assert np.abs(pixels(page) - trace.previews.values[4, 3]).mean() < WEBP_LOSS
+    page.uncheck("[data-id=predicted]")
+    assert np.abs(pixels(page) - trace.frames[10]).max() == 0
+    chip(page, "伞").hover()
+    mass = trace.word_map("伞", step=4).values
+    shown = views.overlay(trace.frames[10], mass[3], views.Scale.of(mass)).astype(int)
+    assert np.abs(pixels(page) - shown).max() <= COLOR_STEPS
+    page.mouse.move(5, 5)
+    page.check("[data-id=predicted]")
+    page.locator("[data-id=steps] button").nth(0).click()
+    assert page.locator("[data-id=step]").input_value() == "0"
+    assert np.abs(pixels(page) - 128).max() <= WEBP_LOSS
+    page.locator("[data-id=steps] button").nth(0).click()  # once more lets it go
+    assert page.locator("[data-id=step-said]").inner_text().startswith("finished video")
+    thumb = pixels(page, "[data-id=steps] button:nth-child(6) canvas")
+    assert np.abs(thumb - trace.previews.values[5, 3]).mean() < WEBP_LOSS
+
+
+def test_a_page_without_steps_or_previews_says_how_to_get_them(visit):
+    page = visit("plain")
+    assert '("layer", "step")' in page.locator("[data-id=steps-note]").inner_text()
+    page = visit("slices")
+    assert "previews=True" in page.locator("[data-id=steps-note]").inner_text()
+    assert page.locator("[data-id=predicted]").is_hidden()
+
+
+def test_the_load_follows_the_step_and_tells_who_works_together(visit, painted):
+    trace, page = painted(keep=EVERY_SLICE), visit("slices")
+    load = trace.routing["load"]
+    cell = page.locator("[data-id=load] .wv-cell").nth(13)  # ten to a layer
+    assert f"{load.mean('step').values[1, 3]:.1%}".replace("%", " %") in cell.get_attribute(
+        "aria-label"
+    )
+    choose(page, step=5)
+    assert f"{load.values[1, 5, 3]:.1%}".replace("%", " %") in cell.get_attribute("aria-label")
+    cell.click()
+    pairs = trace.routing["together"].values[1]
+    lift = pairs[3] / (pairs[3, 3] * np.diag(pairs))
+    lift[3] = 0
+    best = int(lift.argmax())
+    said = page.locator("[data-id=expert-mates]").inner_text()
+    assert f"chance: token expert {best} ({float(f'{lift[best]:.2g}'):g} ×)" in said
 
 
 def test_the_grid_of_heads_is_sorted_and_leads_to_the_video(visit, painted):

@@ -58,7 +58,7 @@ def attention_of(pipe, generate, row=0, **options):
 def test_output_is_bit_identical_with_capture_on_off_and_afterwards(pipe, generate, dtype):
     pipe.to("cpu", dtype)
     before = generate()
-    with wanviz.capture(pipe, keep=EVERY_AXIS, branches=("cond", "uncond")) as trace:
+    with wanviz.capture(pipe, keep=EVERY_AXIS, branches=("cond", "uncond"), previews=True) as trace:
         watched = generate()
     after = generate()
     assert np.array_equal(before, watched)
@@ -68,7 +68,7 @@ def test_output_is_bit_identical_with_capture_on_off_and_afterwards(pipe, genera
 
 def test_capture_draws_no_random_number(pipe, generate):
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    with wanviz.capture(pipe):
+    with wanviz.capture(pipe, previews=True):
         generate(seed=1)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
@@ -209,6 +209,10 @@ def test_routing_counts_the_models_own_experts(pipe, generate):
     often = torch.stack([(torch.stack(ids) == e).any(-1).float().mean(0) for e in range(experts)])
     where = routing["where"].sel(layer=1).values
     np.testing.assert_allclose(where.reshape(experts, -1), often.numpy(), atol=1e-6)
+    one_hot = torch.stack([(torch.stack(ids) == e).any(-1).float() for e in range(experts)])
+    pairs = torch.einsum("esl,fsl->ef", one_hot, one_hot) / one_hot[0].numel()
+    together = routing["together"].sel(layer=1).values
+    np.testing.assert_allclose(together, pairs.numpy(), atol=1e-6)
     assert set(routing["noise_expert"].values) <= {"high", "low"}
     assert ((routing["entropy"] >= 0) & (routing["entropy"] <= 1 + 1e-6)).all()
 
@@ -501,6 +505,7 @@ def test_another_prompt_than_the_pipelines_is_an_error(pipe, generate):
         ({"frames": "sampled"}, "not offered for this model: use 'exact' or None"),
         ({"frames": "all"}, "not known: use 'exact' or None"),
         ({"routing": "yes"}, "True or False"),
+        ({"previews": 1}, "True or False"),
         ({"branches": "cond"}, r"\('cond',\)"),
         ({"branches": ("both",)}, "'cond' and 'uncond'"),
         ({"budget": "much"}, "1GiB"),

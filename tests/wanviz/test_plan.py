@@ -21,6 +21,7 @@ SMALL = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 4}  
         {"frames": None},
         {"routing": False},
         {"branches": ("cond", "uncond")},
+        {"previews": True, "select": {"step": [0, 2]}},
     ],
 )
 @pytest.mark.parametrize("prompt", [PROMPT, ENGLISH])

@@ -39,12 +39,16 @@ class Sink(Protocol):
     def video(self, frames: Any, number: int = 0) -> None:
         """A decoded video, F frames of float [H, W, 3] in [0, 1]; never raises."""
 
+    def preview(self, step: int, decode: Callable[[], Any]) -> None:
+        """What a step predicts: decode() gives float [b, f, H, W, 3] in [0, 1], a picture per latent frame; never raises."""
+
 
 class Adapter(Protocol):
     """One kind of pipeline, in wanviz's terms."""
 
     default_keep: tuple[tuple[str, ...], ...]
     frame_modes: tuple[str, ...]
+    can_preview: bool  # whether what a step predicts can be decoded on the way
 
     def hook_names(self) -> tuple[str, ...]:
         """The hooks that this pipeline offers, in the order in which they fire in a block."""
@@ -69,7 +73,7 @@ class Adapter(Protocol):
     def encode(self, prompt: str) -> EncodedPrompt:
         """The prompt's tokens, as the pipeline makes them."""
 
-    def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...]) -> None:
+    def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...], previews: bool) -> None:
         """Register the hooks that feed a sink."""
 
     def observe(self, clip: Clip) -> None:

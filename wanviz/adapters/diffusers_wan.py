@@ -104,6 +104,7 @@ class DiffusersWanAdapter:
 
     default_keep = (("layer",), ("step",))
     frame_modes = ("sampled", "exact")
+    can_preview = False
 
     def __init__(self, pipe: Any) -> None:
         """Nothing is registered yet."""
@@ -229,7 +230,7 @@ class DiffusersWanAdapter:
             offsets = offsets[:room]
         return encoded_prompt(text, tuple((int(a), int(b)) for a, b in offsets), cut)
 
-    def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...]) -> None:
+    def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...], previews: bool) -> None:
         """Listen to the pipeline, and look at the queries and keys of every block."""
         pipe = self._pipe
         hooks.around(pipe, "encode_prompt", self._encoding)

@@ -15,7 +15,7 @@ from torch import Tensor
 from wanviz.adapters import Draw, Sink
 from wanviz.errors import OptionError
 from wanviz.events import Clip, Event, Kind, Moment, Request
-from wanviz.grid import Grid, token_grid
+from wanviz.grid import Grid, pixel_frames, token_grid
 from wanviz.hooks import HookSet
 from wanviz.layout import Anatomy
 from wanviz.words import EncodedPrompt, encoded_prompt
@@ -55,6 +55,7 @@ class TinywanAdapter:
 
     default_keep = (("layer", "head"), ("layer", "step"))
     frame_modes = ("exact",)  # at these sizes sampling would save nothing
+    can_preview = True
 
     def __init__(self, pipe: tinywan.TextToVideoPipeline) -> None:
         """Nothing is registered yet."""
@@ -191,7 +192,7 @@ class TinywanAdapter:
             self._counted[prompt] = len(self.encode(prompt).tokens) + 1
         return self._counted[prompt]
 
-    def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...]) -> None:
+    def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...], previews: bool) -> None:
         """Look at the queries and keys of every block, at its expert ids, and at the video."""
         for model in self._denoisers():
             reader = _Reader(self, sink, branches)
@@ -211,6 +212,28 @@ class TinywanAdapter:
                 sink.video(video, number)
 
         hooks.after(self._pipe.taps["frames"], decoded)
+        if previews:
+            latents = list[Tensor]()
+
+            def began(noisy: Tensor) -> None:
+                latents[:] = [noisy.detach()]
+
+            def predicted(velocity: Tensor) -> None:
+                call = self._pipe.current_call
+                if call is not None and latents:
+                    clean = latents[0].float() - call.sigma * velocity.detach().float()
+                    sink.preview(call.step, partial(self._pictures, clean.to(latents[0].dtype)))
+
+            hooks.after(self._pipe.taps["latents"], began)
+            hooks.after(self._pipe.taps["noise_pred"], predicted)
+
+    def _pictures(self, latents: Tensor) -> Tensor:
+        """Clean latents `[b, c, f, h, w]` to float `[b, f, H, W, 3]`, the middle picture of each latent frame."""
+        with torch.no_grad():
+            video = (self._pipe.vae.decode(latents) + 1) / 2
+        spans = [pixel_frames(frame) for frame in range(latents.shape[2])]
+        middle = [span[len(span) // 2] for span in spans]
+        return video[:, :, middle].clamp(0, 1).permute(0, 2, 3, 4, 1)
 
     @torch.inference_mode()
     def observe(self, clip: Clip) -> None:

@@ -3,21 +3,24 @@ import { AXES, Maps, PIN_COLORS, Store, addText, bytes, h, options } from "./kit
 import { speaker } from "./texts.js";
 import { mountPlayer } from "./player.js";
 import { mountHeads } from "./heads.js";
+import { mountDenoising } from "./denoise.js";
 import { mountFrames } from "./frames.js";
 import { mountLoad, mountNoise } from "./experts.js";
 
 const DECODED_TOGETHER = 8; // pictures, so that a click between them is answered
 
+const decoded = (picture) => createImageBitmap(new Blob([bytes(picture)], { type: "image/webp" }));
+
 /** What the views of one trace share: its data, its state, and questions about both. */
 class Page {
   constructor(data, maps, kernel) {
-    Object.assign(this, { data, maps, kernel, pictures: [], frames: new Map(), asked: new Map() });
+    Object.assign(this, { data, maps, kernel, pictures: [], previews: [], frames: new Map(), asked: new Map() });
     this.tables = Object.fromEntries(Object.entries(data.colors).map(([name, table]) => [name, bytes(table)]));
     this.diverging = bytes(data.diverging);
     this.where = data.where ? bytes(data.where.levels) : null;
     this.store = new Store({
       frame: 0, layer: null, head: null, step: null, hovered: null, pinned: [], expert: null, region: null, opacity: 1, scale: "word",
-      colors: Object.keys(data.colors)[0], speed: 1, playing: false, order: "place", bright: "own", baseline: false, language: null, ready: false, complete: false, arrived: 0,
+      colors: Object.keys(data.colors)[0], speed: 1, playing: false, predicted: true, order: "place", bright: "own", baseline: false, language: null, ready: false, complete: false, arrived: 0,
     });
     this.store.on((changed) => AXES.some((axis) => changed.has(axis)) && this.fetchSlice());
     this.say = speaker("en");
@@ -130,7 +133,7 @@ class Page {
   async loadFrames() {
     const stored = this.data.video.frames ?? [];
     const decode = async (frame, i) => {
-      this.pictures[i] = await createImageBitmap(new Blob([bytes(frame)], { type: "image/webp" }));
+      this.pictures[i] = await decoded(frame);
     };
     await Promise.all(stored.slice(0, 1).map(decode)); // seen at once; the others come while one looks
     this.store.set({ ready: true });
@@ -138,12 +141,23 @@ class Page {
     for (let i = 1; i < stored.length; i += DECODED_TOGETHER) {
       await Promise.all(stored.slice(i, i + DECODED_TOGETHER).map((frame, k) => decode(frame, i + k)));
     }
-    if (stored.length > 1) this.store.set({ complete: true });
+    const previews = this.data.previews ?? [];
+    this.previews = await Promise.all(previews.map((video) => Promise.all(video.map(decoded))));
+    if (stored.length > 1 || previews.length) this.store.set({ complete: true });
+  }
+  /** What is drawn of a frame: of the finished video, or of what the chosen step predicted. */
+  picture(frame, step = this.store.state.step) {
+    const { predicted } = this.store.state;
+    const pictures = predicted && step !== null ? this.previews[step] : null;
+    return pictures ? pictures[this.latentOf(frame)] : this.pictures[frame];
   }
   drawFrame(context, frame, width, height) {
-    if (this.pictures[frame]) {
+    this.drawPicture(context, this.picture(frame), width, height);
+  }
+  drawPicture(context, picture, width, height) {
+    if (picture) {
       context.imageSmoothingEnabled = width < this.data.video.width;
-      context.drawImage(this.pictures[frame], 0, 0, width, height);
+      context.drawImage(picture, 0, 0, width, height);
     } else {
       context.fillStyle = "#606060";
       context.fillRect(0, 0, width, height);
@@ -205,6 +219,7 @@ export async function mountDashboard(root, data, { language = "en", keys = root,
     h("main", {},
       h("section", { class: "wv-card" }, title("h2", "prompt"), player.words),
       h("section", { class: "wv-card" }, title("h2", "video", { class: "wv-unseen" }), player.stage),
+      h("section", { class: "wv-card" }, title("h2", "denoising"), mountDenoising(page)),
       h("section", { class: "wv-card" }, title("h2", "heads"), mountHeads(page)),
       h("section", { class: "wv-panels" }, title("h2", "inside"),
         panel("frames", mountFrames(page)), panel("noise", mountNoise(page)), panel("load", mountLoad(page))),

@@ -43,6 +43,7 @@ export function mountLoad(page) {
   const grid = h("div", { class: "wv-load", "data-id": "load", role: "group" });
   const note = h("p", { class: "wv-note", "data-id": "load-note" });
   const reads = h("p", { class: "wv-soft", "data-id": "expert-words", hidden: true });
+  const mates = h("p", { class: "wv-soft", "data-id": "expert-mates", hidden: true });
   const cells = [];
 
   if (data.load) {
@@ -51,7 +52,7 @@ export function mountLoad(page) {
     grid.append(h("span"), ...data.load[0].map((_, expert) => h("span", { class: "wv-tick" }, expert % Math.ceil(data.load[0].length / 16) ? "" : String(expert))));
     data.load.forEach((line, layer) => {
       grid.append(h("span", { class: "wv-tick" }, layer % every ? "" : String(data.layers[layer])));
-      line.forEach((value, expert) => {
+      line.forEach((_, expert) => {
         const cell = h("button", {
           class: "wv-cell",
           disabled: !data.where,
@@ -62,14 +63,34 @@ export function mountLoad(page) {
             store.set({ expert: same ? null : { layer, expert }, hovered: null });
           },
         });
-        cells.push({ cell, layer, expert, value });
+        cells.push({ cell, layer, expert });
         grid.append(cell);
       });
     });
   }
 
+  /** Load by layer and token expert: the mean over all steps, or over those that are chosen. */
+  function load() {
+    const choice = state.step === null ? null : page.maps.choices("step")[state.step];
+    const chosen = choice && data.loadBySteps.slice(choice.first, choice.first + choice.members);
+    if (!chosen?.length || chosen.flat(2).includes(null)) return data.load;
+    return data.load.map((line, layer) => line.map((_, expert) => chosen.reduce((sum, step) => sum + step[layer][expert], 0) / chosen.length));
+  }
+
+  /** Token experts that work on the same tokens more often than by chance, the most first: [{ expert, lift }]. */
+  function partners({ layer, expert }) {
+    const pairs = data.together[layer];
+    const alone = pairs.map((line, other) => line[other]);
+    const found = pairs[expert].map((share, other) => ({ expert: other, lift: alone[expert] * alone[other] > 0 ? share / (alone[expert] * alone[other]) : 0 }));
+    return found.filter(({ expert: other, lift }) => other !== expert && lift > 1.05).sort((a, b) => b.lift - a.lift).slice(0, 3);
+  }
+
   function say() {
-    note.textContent = data.load ? page.say("loadNote", percent(Math.max(...data.load.flat()))) : page.say(data.routing ? "noExperts" : "noLoad");
+    if (!data.load) note.textContent = page.say(data.routing ? "noExperts" : "noLoad");
+    else {
+      const where = state.step === null || load() === data.load ? page.say("all") : page.say("one.step", page.maps.choices("step")[state.step].name);
+      note.textContent = page.say("loadNote", percent(Math.max(...load().flat())), where);
+    }
   }
 
   function evenness(line) {
@@ -79,20 +100,24 @@ export function mountLoad(page) {
   function show() {
     say();
     if (!data.load) return;
-    const top = Math.max(...data.load.flat());
+    const now = load();
+    const top = Math.max(...now.flat());
     grid.setAttribute("aria-label", page.say("load"));
-    for (const { cell, layer, expert, value } of cells) {
+    for (const { cell, layer, expert } of cells) {
+      const value = now[layer][expert];
       cell.style.background = colorAt(page.table(), value / top);
-      cell.setAttribute("aria-label", page.say("loadCell", data.layers[layer], expert, percent(value)) + page.say("entropy", evenness(data.load[layer]).toFixed(2)));
+      cell.setAttribute("aria-label", page.say("loadCell", data.layers[layer], expert, percent(value)) + page.say("entropy", evenness(now[layer]).toFixed(2)));
       cell.setAttribute("aria-pressed", String(state.expert?.layer === layer && state.expert?.expert === expert));
     }
-    reads.hidden = !state.expert;
+    reads.hidden = mates.hidden = !state.expert;
     if (!state.expert) return;
     const words = page.expertReads().filter(({ lift }) => lift > 1.1).slice(0, 4);
     const said = words.map(({ index, lift }) => `${page.nameOf(index)} ${page.say("expertWord", digits(lift))}`);
+    const others = data.together ? partners(state.expert).map(({ expert, lift }) => page.say("expertMate", expert, digits(lift))) : [];
+    mates.textContent = data.together ? `${page.say("expertMates")} ${others.length ? others.join(", ") : page.say("expertNoMate")}.` : "";
     reads.textContent = `${page.say("expertWords")} ${said.length ? said.join(", ") : page.say("expertNone")}.`;
   }
 
-  store.on((changed) => ["language", "colors", "expert"].some((name) => changed.has(name)) && show());
-  return h("div", {}, grid, note, reads);
+  store.on((changed) => ["language", "colors", "expert", "step"].some((name) => changed.has(name)) && show());
+  return h("div", {}, grid, note, reads, mates);
 }

@@ -364,11 +364,12 @@ export function mountPlayer(page) {
   store.on((changed) => {
     const any = (...names) => names.some((name) => changed.has(name));
     if (any("language")) speak();
+    for (const axis of AXES) if (changed.has(axis)) knobs[axis].value = state[axis] ?? "";
     if (any("language", "playing")) showPlaying();
     if (any("colors")) paintBar();
     if (any("language", ...SLICE)) showShares();
     if (any("region", "language", "frame", ...SLICE)) showRegion();
-    if (any("hovered", "pinned", "expert", "opacity", "scale", "colors", "language", "ready", "complete", ...SLICE)) drawAll();
+    if (any("hovered", "pinned", "expert", "opacity", "scale", "colors", "language", "ready", "complete", "predicted", ...SLICE)) drawAll();
     else if (any("frame")) draw();
   });
   paintBar();
