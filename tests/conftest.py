@@ -11,6 +11,10 @@ import torch
 
 SEED = 20260
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -34,6 +38,23 @@ def fixed_seed() -> None:
 def rng() -> np.random.Generator:
     """A NumPy generator that is the same for every test."""
     return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless browser."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sentence = "this test drives a browser through Playwright, which is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(f"{sentence}; in CI it must be")
+        pytest.skip(sentence)
+    path = next(found for name in BROWSERS if (found := shutil.which(name)))
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests.browser.pages import pixels
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -42,3 +45,23 @@ def test_every_notebook_is_a_chapter(site):
 @pytest.mark.slow
 def test_the_glossary_explains_attention_mass(site):
     assert 'id="term-attention-mass"' in (site / "glossary.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_views_work_in_a_chapter_without_a_network(site, chromium):
+    context = chromium.new_context(viewport={"width": 1300, "height": 900}, locale="en-US")
+    context.route(
+        lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort()
+    )
+    page = context.new_page()
+    page.goto((site / "notebooks" / "01_first_video.html").as_uri())
+    element = page.wait_for_selector("iframe[title='wanviz report']")
+    element.scroll_into_view_if_needed()
+    frame = element.content_frame()
+    frame.wait_for_selector("html[data-ready]", state="attached")
+    before = pixels(frame)
+    frame.locator(".wv-chip", has_text="伞").first.hover()
+    assert frame.locator("[data-id=now-word]").inner_text() == "伞"
+    assert np.abs(pixels(frame) - before).max() > 20
+    context.close()

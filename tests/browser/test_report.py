@@ -5,13 +5,15 @@ import time
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tests.browser.pages import chip, choose, pixels
 from wanviz import views
 from wanviz.contents import Contents
 from wanviz.grid import Grid
 from wanviz.report import report
-from wanviz.show import frame
+from wanviz.show import frame, mimebundle
 from wanviz.trace import Trace
 from wanviz.words import encoded_prompt, split_words
 
@@ -394,6 +396,21 @@ def test_distance_is_subtracted_from_how_frames_look_at_frames(visit, painted):
     assert found == pytest.approx(rest.ravel().tolist(), abs=0.006)
 
 
+def test_the_keyboard_goes_from_cell_to_cell_of_the_frames(visit, painted):
+    trace, page = painted(), visit("plain")
+    mass = trace.frame_attention().mass.values
+    where = page.locator("[data-id=where]").inner_text()
+    page.locator("[data-id=scrub]").focus()
+    page.locator("[data-id=frames] svg").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp", "ArrowUp", "ArrowUp"):
+        page.keyboard.press(key)
+    said = page.locator("[data-id=frames-note]").inner_text()
+    assert said == f"frame 0 → frames 1–4: {float(f'{mass[0, 1]:.2g}'):g}"
+    assert page.locator("[data-id=where]").inner_text() == where  # the video did not move
+    page.keyboard.press("Tab")
+    assert "Row: the frames that look" in page.locator("[data-id=frames-note]").inner_text()
+
+
 def test_a_token_expert_shows_where_it_works(visit, painted):
     trace, page = painted(), visit("plain")
     cell = page.locator("[data-id=load] .wv-cell").nth(13)  # ten to a layer
@@ -516,3 +533,24 @@ def test_a_trace_of_real_size_makes_a_page_that_can_be_sent_and_opens_at_once(vi
     chip(page, "qipao").hover()
     mass = trace.word_map("qipao").values
     assert page.locator("[data-id=high]").inner_text() == f"{mass.max():.2g}"
+
+
+def test_a_notebook_that_nbconvert_made_a_page_of_works_without_a_network(
+    chromium, painted, tmp_path
+):
+    trace = painted()
+    cell = new_code_cell(
+        "trace", outputs=[new_output("display_data", mimebundle(trace, exclude=("image/png",)))]
+    )
+    page_text, _ = HTMLExporter().from_notebook_node(new_notebook(cells=[cell]))
+    (tmp_path / "notebook.html").write_text(page_text, "utf-8")
+    context = chromium.new_context(offline=True, locale="en-US")
+    page = context.new_page()
+    page.goto((tmp_path / "notebook.html").as_uri(), wait_until="domcontentloaded")
+    frame = page.wait_for_selector("iframe[title='wanviz report']").content_frame()
+    frame.wait_for_selector("html[data-ready]", state="attached")
+    chip(frame, "旗袍").hover()
+    mass = trace.word_map("旗袍").values
+    shown = views.overlay(trace.frames[0], mass[0], views.Scale.of(mass)).astype(int)
+    assert np.abs(pixels(frame) - shown).max() <= COLOR_STEPS
+    context.close()

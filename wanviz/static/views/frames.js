@@ -5,7 +5,8 @@ export function mountFrames(page) {
   const { data, store } = page;
   const state = store.state;
   const home = h("div", { class: "wv-frames", "data-id": "frames" });
-  const note = h("p", { class: "wv-note", "data-id": "frames-note" });
+  const note = h("p", { class: "wv-note", "data-id": "frames-note", "aria-live": "polite" });
+  const cursor = { q: 0, k: 0 }; // the cell that the keyboard is at
   const box = h("input", { type: "checkbox", "data-id": "baseline", onchange: () => store.set({ baseline: box.checked }) });
   const label = h("span");
   const pair = h("div", { class: "wv-pair", hidden: true }, ...[0, 1].map(() => h("canvas", { width: 96, height: Math.round((96 * data.video.height) / data.video.width) })));
@@ -62,7 +63,11 @@ export function mountFrames(page) {
     const words = (state.baseline ? say("baselineNote") : say("framesNote", page.sliceName())) + (mass.flat().includes(null) ? say("hatched") : "") + (worst ? say("sampled", digits(worst)) : "");
     note.textContent = words;
     const size = 230 / count;
-    const svg = drawing(280, 256, say("frames"));
+    const svg = drawing(280, 256, say("framesKeys"));
+    svg.setAttribute("tabindex", "0");
+    svg.setAttribute("data-lm-suppress-shortcuts", "true");
+    const tell = []; // by row and column, what a cell has to say
+    const frame = { x: 50, y: 0, width: size, height: size, class: "wv-cursor", visibility: "hidden" };
     const every = Math.ceil(count / 8);
     rest.forEach((line, q) => {
       const y = q * size;
@@ -88,9 +93,28 @@ export function mountFrames(page) {
         }
         const error = stderr && stderr[q][k] !== null ? say("give", digits(stderr[q][k])) : "";
         const said = say("pair", say("span", data.spans[q]), say("span", data.spans[k]), value === null ? say("notComputed") : digits(value) + error);
+        (tell[q] ??= [])[k] = said;
         cell.addEventListener("pointerenter", () => ((note.textContent = said), showPair(q, k)));
         cell.addEventListener("pointerleave", () => ((note.textContent = words), showPair(null)));
       });
+    });
+    const mark = shape(svg, "rect", frame);
+    const at = (q, k) => {
+      Object.assign(cursor, { q: clamp(q, 0, count - 1), k: clamp(k, 0, count - 1) });
+      mark.setAttribute("x", 50 + cursor.k * size);
+      mark.setAttribute("y", cursor.q * size);
+      mark.setAttribute("visibility", "visible");
+      note.textContent = tell[cursor.q][cursor.k];
+      showPair(cursor.q, cursor.k);
+    };
+    svg.addEventListener("focus", () => svg.matches(":focus-visible") && at(cursor.q, cursor.k));
+    svg.addEventListener("blur", () => (mark.setAttribute("visibility", "hidden"), (note.textContent = words), showPair(null)));
+    svg.addEventListener("keydown", (event) => {
+      const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [0, 0];
+      if (!(down || right)) return;
+      at(cursor.q + down, cursor.k + right);
+      event.preventDefault();
+      event.stopPropagation();
     });
     home.replaceChildren(svg);
   }
