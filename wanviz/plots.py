@@ -206,6 +206,146 @@ def plot_routing(trace: Trace) -> Plot:
     return figure
 
 
+def plot_heads(
+    trace: Trace,
+    word: str | Word,
+    *,
+    frame: int | None = None,
+    scale: Literal["own", "shared"] = "own",
+) -> Plot:
+    """A word in every layer and head, side by side.
+
+    Args:
+        trace: what a capture kept, ("layer", "head") among it.
+        word: a phrase or word of the prompt.
+        frame: a latent frame; by default the one in which the mean map peaks.
+        scale: "own": every head from zero to its own peak in the clip; "shared": one scale for all.
+
+    Returns:
+        A figure, layers down, heads across.
+
+    Raises:
+        KeepError: layers with heads were not kept.
+    """
+    if scale not in ("own", "shared"):
+        raise OptionError(f"scale={scale!r} is not a scale: use 'own' or 'shared'")
+    layers, heads = trace.contents.labels["layer"], trace.contents.labels["head"]
+    maps = [[trace.word_map(word, layer=n, head=k).values for k in heads] for n in layers]
+    span = _chosen_frame(trace, word, frame)
+    shared = Scale.of(np.array(maps))
+    rows, columns = trace.contents.grid.shape[1:]
+    with figure_style():
+        figure, axes, bars = _board(len(layers), len(heads), rows / columns)
+        for row, (layer, line) in enumerate(zip(layers, maps, strict=True)):
+            for column, mass in enumerate(line):
+                own = shared if scale == "shared" else Scale.of(mass)
+                axis = axes[row][column]
+                if np.isnan(mass[span]).any():
+                    _show(axis, np.full((rows, columns, 3), 96, np.uint8))
+                    _note(axis, "not computed")
+                else:
+                    _show(axis, views.colors()[np.rint(own(mass[span]) * 255).astype(int)])
+                if row == 0:
+                    axis.set_title(f"head {heads[column]}", fontsize=_SMALL, pad=3)
+            _row_label(axes[row][0], f"layer {layer}")
+            bars[row].set_visible(scale == "shared" and row == 0)
+        if scale == "shared":
+            _color_bar(figure, bars[0], shared)
+        text = _labels([word])[0]
+        each = "each from 0 to its own peak" if scale == "own" else "one scale for all"
+        _heading(
+            figure,
+            text,
+            f"attention mass on the word in frame {views.span_label(views.pixel_frames(trace)[span])}, {each}",
+        )
+    peaks = np.array([[np.nan_to_num(mass).max() for mass in line] for line in maps])
+    best = np.unravel_index(peaks.argmax(), peaks.shape)
+    figure.summary = (
+        f"heads: {text} in {len(layers)} layers × {len(heads)} heads; highest peak {peaks.max():.2g} in "
+        f"layer {layers[best[0]]}, head {heads[best[1]]}"
+    )
+    return figure
+
+
+def plot_steps(
+    trace: Trace, word: str | Word | None = None, *, frame: int | None = None, most: int = 10
+) -> Plot:
+    """The video coming out of the noise: what each step predicted, and where a word was read.
+
+    Args:
+        trace: what a capture kept, steps among it; with previews where `previews=True` was asked for, else the
+            finished video stands under the maps.
+        word: a phrase or word of the prompt, on one scale for all steps; None draws the predictions alone.
+        frame: a latent frame; by default the one in which the word's mean map peaks, or the first.
+        most: steps to draw, spread evenly from the first to the last.
+
+    Returns:
+        A figure; titles have the noise level, in the colour of the noise expert at work.
+
+    Raises:
+        KeepError: there is nothing by steps: neither word maps nor previews were kept.
+    """
+    if most < 2:
+        raise OptionError(f"most={most}: draw two steps or more")
+    ran = {step["step"]: step for step in trace.record["steps"]}
+    steps = [step for step in trace.contents.labels["step"] if step in ran]
+    places = sorted(
+        {round(place) for place in np.linspace(0, len(steps) - 1, min(most, len(steps)))}
+    )
+    chosen = [steps[place] for place in places]
+    span = 0 if word is None and frame is None else _chosen_frame(trace, word, frame)
+    previews = trace.contents.arrays.get("previews")
+    pictures = None if previews is None and word is not None else trace.previews
+    maps = [] if word is None else [trace.word_map(word, step=step).values for step in chosen]
+    scale = Scale.of(np.array(maps)) if maps else Scale(0, 1)
+    final = views.picture(trace, views.pixel_frames(trace)[span])
+    with figure_style():
+        figure, axes, bars = _board(
+            1 + bool(maps), len(chosen), _aspect(trace, views.pixel_frames(trace))
+        )
+        for column, step in enumerate(chosen):
+            seen = final if pictures is None else pictures.sel(step=step).values[span]
+            _show(axes[0][column], seen)
+            expert = ran[step]["noise_expert"]
+            axes[0][column].set_title(
+                f"step {step}\nsigma {ran[step]['sigma']:.2f}", fontsize=_SMALL, pad=3,
+                color=NOISE_COLORS.get(expert, "black"),
+            )  # fmt: skip
+            if maps and not np.isnan(maps[column][span]).any():
+                _show(axes[1][column], views.overlay(seen, maps[column][span], scale))
+            elif maps:
+                _show(axes[1][column], seen // 2)
+                _note(axes[1][column], "not computed")
+        _row_label(axes[0][0], "predicted" if pictures is not None else "finished")
+        bars[0].set_visible(False)
+        if word is not None:
+            _row_label(axes[1][0], _labels([word])[0])
+            _color_bar(figure, bars[1], scale)
+        two = any(step["noise_expert"] for step in ran.values())
+        _heading(
+            figure,
+            trace.prompt,
+            f"frame {views.span_label(views.pixel_frames(trace)[span])}"
+            + ("; title blue: high-noise expert, orange: low-noise expert" if two else ""),
+        )
+    peaks = ", ".join(f"{np.nan_to_num(mass).max():.2g}" for mass in maps)
+    figure.summary = f"steps {', '.join(map(str, chosen))}" + (f"; peaks {peaks}" if maps else "")
+    return figure
+
+
+def _chosen_frame(trace: Trace, word: str | Word | None, frame: int | None) -> int:
+    count = trace.contents.grid.frames
+    if frame is None:
+        assert word is not None
+        mean = np.nan_to_num(trace.word_map(word).values)
+        return int(np.unravel_index(mean.argmax(), mean.shape)[0])
+    if not 0 <= frame < count:
+        raise OptionError(
+            f"frame={frame} is not in this trace: use a latent frame from 0 to {count - 1}"
+        )
+    return frame
+
+
 def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Plot, NDArray[Any]]:
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     figure = Plot(figsize=size, dpi=100, layout=layout, facecolor="white")

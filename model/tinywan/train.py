@@ -146,7 +146,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--contrast",
         type=float,
         default=4.0,
-        help="extra weight, near pure noise, of what differs between the takes of a scene",
+        help="extra weight, near pure noise (with --practise at all noise levels), of what differs between the takes of a scene",
     )
     parser.add_argument(
         "--identity",

@@ -46,7 +46,7 @@ class DenoiserRecipe:
     shift: float | None = None  # of the noise levels; None takes the one that is sampled with
     takes: int = 1  # clips of one scene under one noise, see batches.py
     practise: str | None = None  # what two of three scenes are about, see batches.py
-    contrast: float = 0.0  # extra weight of what differs between them near pure noise
+    contrast: float = 0.0  # extra weight of what differs between them near pure noise; where one practises, always
     identity: float = 0.0  # weight of telling each token from its embedding
     recall: float = 0.0  # weight of telling the caption from the middle of the denoiser
     focus: float = 0.0  # extra weight of those who act and what they carry, which is small
@@ -283,9 +283,10 @@ def denoiser_loss(
         parts["identity"] = mistaken(embeds, batch.ids, batch.mask, table)
         loss = loss + recipe.identity * parts["identity"]
     near = batch.sigma >= model.boundary_ratio
-    if recipe.contrast and near.any():
-        parts["contrast"] = apart(error, batch.scene)[near].mean()
-        loss = loss + recipe.contrast * near.float().mean() * parts["contrast"]
+    told_apart = near if recipe.practise is None else torch.ones_like(near)
+    if recipe.contrast and told_apart.any():
+        parts["contrast"] = apart(error, batch.scene)[told_apart].mean()
+        loss = loss + recipe.contrast * told_apart.float().mean() * parts["contrast"]
     if recipe.recall and near.any():
         (middle,) = middles
         middle = middle if model.transformer_2 is not None else middle[near]

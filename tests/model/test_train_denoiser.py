@@ -123,6 +123,17 @@ def test_contrast_counts_near_pure_noise_alone(config):
     assert more.item() == pytest.approx(3.0 * parts["contrast"] / 2, rel=1e-4)
 
 
+def test_what_is_practised_is_contrasted_at_every_noise_level(config):
+    model = speaking(config).train()
+    batch = batch_of([0.2, 0.2, 0.95, 0.95])
+    recipe = replace(RECIPE, contrast=3.0, practise="wind")
+    loss, parts = denoiser_loss(model, batch, recipe)
+    more = loss - denoiser_loss(model, batch, RECIPE)[0]
+    assert more.item() == pytest.approx(3.0 * parts["contrast"], rel=1e-4)
+    clear = batch_of([0.2, 0.2, 0.5, 0.5])
+    assert denoiser_loss(model, clear, recipe)[1]["contrast"] > 0
+
+
 def test_a_token_is_told_by_the_angle_of_its_embedding():
     table = torch.eye(5)
     ids, mask = torch.tensor([[2, 4, 0]]), torch.tensor([[True, True, False]])

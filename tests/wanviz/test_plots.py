@@ -9,9 +9,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import FontProperties, findfont
 
 from wanviz import views
-from wanviz.errors import OptionError, PhraseError
+from wanviz.errors import KeepError, OptionError, PhraseError
 from wanviz.font import FONT_PATH, MISSING, embedded_font, figure_style, legible
-from wanviz.plots import MOST_ROWS, plot_frames, plot_routing, plot_storyboard
+from wanviz.plots import (
+    MOST_ROWS,
+    plot_frames,
+    plot_heads,
+    plot_routing,
+    plot_steps,
+    plot_storyboard,
+)
 from wanviz.trace import Trace
 from wanviz.views import Scale
 
@@ -190,3 +197,61 @@ def test_a_map_lies_over_a_grey_frame():
     first = views.colors()[0] * views.LEAST_ALPHA
     grey = 0.3 * 200 * (1 - views.LEAST_ALPHA)
     assert np.abs(dark - (first + grey)).max() <= 1
+
+
+@pytest.mark.parametrize("scale", ["own", "shared"])
+def test_heads_are_drawn_layer_by_layer_as_the_trace_has_them(painted, scale):
+    trace = painted(keep=(("layer", "head"),))
+    figure = plot_heads(trace, "旗袍", scale=scale)
+    drawn = images(figure)[: 4 * 2]
+    span = int(trace.word_map("旗袍").values.max((1, 2)).argmax())
+    top = max(
+        float(trace.word_map("旗袍", layer=n, head=k).max()) for n in range(4) for k in (0, 1)
+    )
+    for number, image in enumerate(drawn):
+        mass = trace.word_map("旗袍", layer=number // 2, head=number % 2).values
+        share = mass[span] / (top if scale == "shared" else mass.max())
+        expected = views.colors()[np.rint(share * 255).astype(int)]
+        assert np.abs(np.asarray(image.get_array()).astype(int) - expected).max() <= 6
+    assert repr(figure).startswith("heads: 旗袍 in 4 layers × 2 heads; highest peak")
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["head 0", "head 1"]
+
+
+def test_steps_show_what_was_predicted_and_the_word_on_one_scale(painted):
+    trace = painted(keep=(("layer", "step"),), previews=True)
+    figure = plot_steps(trace, "伞", frame=2, most=3)
+    drawn = [np.asarray(image.get_array()) for image in images(figure)[:6]]
+    top = max(float(trace.word_map("伞", step=step).max()) for step in (0, 2, 5))
+    for column, step in enumerate((0, 2, 5)):
+        picture = trace.previews.values[step, 2]
+        assert np.array_equal(drawn[column], picture)
+        mass = trace.word_map("伞", step=step).values[2]
+        assert np.array_equal(drawn[3 + column], views.overlay(picture, mass, Scale(0, top)))
+    assert repr(figure).startswith("steps 0, 2, 5; peaks ")
+    assert figure.axes[0].get_title() == "step 0\nsigma 1.00"
+
+
+def test_steps_without_previews_have_the_finished_video_under_the_maps(painted):
+    trace = painted(keep=(("layer", "step"),))
+    figure = plot_steps(trace, "伞", frame=0, most=2)
+    assert np.array_equal(np.asarray(images(figure)[0].get_array()), trace.frames[0])
+    with pytest.raises(KeepError, match="previews=True"):
+        plot_steps(trace)
+    alone = plot_steps(painted(previews=True))
+    assert len(images(alone)) == 6
+
+
+def test_heads_and_steps_refuse_what_they_cannot_draw(painted):
+    trace = painted()
+    with pytest.raises(KeepError, match="would have kept it"):
+        plot_heads(trace, "伞")
+    with pytest.raises(KeepError, match="would have kept it"):
+        plot_steps(trace, "伞")
+    whole = painted(keep=(("layer", "head"), ("layer", "step")), previews=True)
+    for draw in (plot_heads, plot_steps):
+        with pytest.raises(OptionError, match="use a latent frame from 0 to 4"):
+            draw(whole, "伞", frame=5)
+    with pytest.raises(OptionError, match="two steps or more"):
+        plot_steps(whole, "伞", most=1)
+    with pytest.raises(OptionError, match="'own' or 'shared'"):
+        plot_heads(whole, "伞", scale="word")
