@@ -88,6 +88,7 @@ def painted() -> Callable[..., Any]:
         steps: int = 6,
         negative: str | None = None,
         previews: bool = False,
+        links: bool = False,
     ) -> Trace:
         rng = np.random.default_rng(SEED)
         whole = encoded_prompt(prompt, tuple((i, i + 1) for i in range(len(prompt))), None)
@@ -144,6 +145,9 @@ def painted() -> Callable[..., Any]:
         arrays["cond/together"] = (together + together.transpose(0, 2, 1)) / 2
         if video:
             arrays["video"] = clip.frames
+        if links:
+            followed = rng.uniform(0, 1, (5, 16, 5, 12, 12)).astype(np.float32) ** 9
+            arrays["cond/links"] = followed / followed.sum((2, 3, 4), keepdims=True)
         if previews:  # ever less grey
             shown = clip.frames[[0, 3, 7, 11, 15]]
             shares = np.linspace(0, 1, steps)[:, None, None, None, None]

@@ -35,6 +35,7 @@ def plan(
     select: Select | None = None,
     words: list[str] | None = None,
     previews: bool = False,
+    links: bool = False,
     negative_prompt: str = "",
     height: int | None = None,
     width: int | None = None,
@@ -54,6 +55,7 @@ def plan(
         select: as for `capture`.
         words: as for `capture`.
         previews: as for `capture`.
+        links: as for `capture`.
         negative_prompt: what the "uncond" branch reads.
         height: pixel rows; None takes the pipeline's default, as below.
         width: pixel columns.
@@ -69,7 +71,7 @@ def plan(
         PhraseError: one of `words` is not in the prompt.
     """
     adapter = adapter_for(pipe)
-    options = _options(adapter, keep, frames, routing, branches, select, words, previews)
+    options = _options(adapter, keep, frames, routing, branches, select, words, previews, links)
     if not isinstance(prompt, str):
         raise OptionError(f"prompt={prompt!r} is not one prompt: give a str")
     if output_type not in ("np", "latent"):
@@ -92,6 +94,7 @@ def capture(
     select: Select | None = None,
     words: list[str] | None = None,
     previews: bool = False,
+    links: bool = False,
     prompt: str | list[str] | None = None,
     budget: int | str = "1GiB",
 ) -> Iterator[Trace]:
@@ -113,6 +116,7 @@ def capture(
         words: phrases of the prompt whose masses to keep, the others together; None keeps every token.
         previews: whether to decode what each step predicts, one picture for each latent frame, see `Trace.previews`;
             it takes as long as decoding the video once more for each step.
+        links: whether to follow where sixteen places of every latent frame look in the others, see `Trace.links`.
         prompt: needed only where the pipeline is given embeddings; a list where it makes several videos.
         budget: the most bytes to keep, e.g. "512MiB"; checked before anything is kept.
 
@@ -127,7 +131,7 @@ def capture(
             disturbs the generation and is told at the end.
     """
     adapter = adapter_for(pipe)
-    options = _options(adapter, keep, frames, routing, branches, select, words, previews)
+    options = _options(adapter, keep, frames, routing, branches, select, words, previews, links)
     session = Session(adapter, options, _prompts(prompt), parse_bytes(budget))
     with _watching(adapter, session, options):
         yield session.trace
@@ -244,6 +248,7 @@ def _options(
     select: object,
     words: object,
     previews: object = False,
+    links: object = False,
 ) -> Options:
     return make_options(
         keep,
@@ -253,6 +258,7 @@ def _options(
         select,
         words,
         previews,
+        links,
         default_keep=adapter.default_keep,
         frame_modes=adapter.frame_modes,
         can_preview=adapter.can_preview,

@@ -91,8 +91,10 @@ def explain(arguments: argparse.Namespace) -> None:
         trace, problem = None, None
         with _warnings_as_sentences():
             try:
-                previews = adapter_for(pipe).can_preview
-                with wanviz.capture(pipe, previews=previews, budget=arguments.budget) as trace:
+                small = adapter_for(pipe).can_preview  # what is asked for on top costs little there
+                with wanviz.capture(
+                    pipe, previews=small, links=small, budget=arguments.budget
+                ) as trace:
                     draw(arguments.prompt, **given)
             except CaptureError as error:  # the video was drawn; what was captured is worth a file
                 if trace is None or trace.frames is None:

@@ -103,3 +103,16 @@ def pixel_frame_label(frame: int, stride: int = TEMPORAL_STRIDE) -> str:
     """The pixel frames of a latent frame as people read them: "0", "1-4", "5-8"."""
     span = pixel_frames(frame, stride)
     return str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}"
+
+
+LINK_SIDE = 4  # rows and columns of the places of each frame whose looks are followed
+
+
+def link_places(grid: Grid) -> list[tuple[int, int]]:
+    """(row, column) of the places of a frame that are followed: the centres of equal parts, the same in every frame."""
+    lines = [
+        [int((i + 0.5) * size / parts) for i in range(parts)]
+        for size in (grid.rows, grid.columns)
+        for parts in (min(size, LINK_SIDE),)
+    ]
+    return [(row, column) for row in lines[0] for column in lines[1]]

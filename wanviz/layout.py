@@ -12,7 +12,7 @@ import numpy as np
 
 from wanviz.errors import OptionError
 from wanviz.events import Kind
-from wanviz.grid import Grid
+from wanviz.grid import Grid, link_places
 from wanviz.words import EncodedPrompt
 
 # The order in which axes are stored. Head comes last, so that what one event adds is contiguous.
@@ -84,6 +84,7 @@ class Options:
     select: dict[str, tuple[int, ...]] = field(default_factory=dict)  # axis -> what to watch
     words: tuple[str, ...] | None = None  # phrases whose tokens are kept; None keeps all
     previews: bool = False  # whether what each step predicts is decoded
+    links: bool = False  # whether it is followed where some places of each frame look
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,9 @@ def layout(subject: Subject, options: Options) -> tuple[ArraySpec, ...]:
                 for what in ("frames", STDERR)[: 1 + (options.frames == "sampled")]:
                     name = array_name(branch, what, axes)
                     specs.append(ArraySpec(name, axes, (*kept, f, f), "float32"))
+        if options.links:
+            shape = (f, len(link_places(anatomy.grid)), f, h, w)
+            specs.append(ArraySpec(f"{branch}/links", (), shape, "float32"))
         if options.routing and anatomy.token_experts:
             layers, experts = sizes["layer"], anatomy.token_experts
             load, where = (layers, sizes["step"], experts), (layers, experts, f, h, w)
@@ -153,6 +157,7 @@ def make_options(
     select: object = None,
     words: object = None,
     previews: object = False,
+    links: object = False,
     *,
     default_keep: tuple[tuple[str, ...], ...],
     frame_modes: tuple[str, ...],
@@ -168,6 +173,7 @@ def make_options(
         select: axis -> indices to watch; None watches all.
         words: phrases of the prompt to keep; None keeps all.
         previews: whether to decode what each step predicts.
+        links: whether to follow where some places of each frame look.
         default_keep: what keep=None means for this model.
         frame_modes: what frames can be for this model, besides None; the first is its default.
         can_preview: whether this model's steps can be decoded.
@@ -190,6 +196,8 @@ def make_options(
         raise OptionError(f"routing={routing!r}: use True or False")
     if not isinstance(previews, bool):
         raise OptionError(f"previews={previews!r}: use True or False")
+    if not isinstance(links, bool):
+        raise OptionError(f"links={links!r}: use True or False")
     if previews and not can_preview:
         raise OptionError("previews=True is offered for tinywan alone so far: leave it out")
     if isinstance(branches, str) or not isinstance(branches, list | tuple) or not branches:
@@ -205,6 +213,7 @@ def make_options(
         select=_selection(select),
         words=_phrases(words),
         previews=previews,
+        links=links,
     )
 
 

@@ -71,6 +71,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
         "colors": {name: _base64(views.colors(name).tobytes()) for name in COLOR_MAPS},
         "diverging": _base64(views.colors(DIVERGING).tobytes()),
         "previews": _previews(trace),
+        "links": _links(trace),
         "frames": _frames(trace, found),
         "steps": [
             {name: step[name] for name in ("step", "sigma", "noise_expert")}
@@ -158,6 +159,20 @@ def _video(trace: Trace) -> dict[str, Any]:
         "width": width,
         "lossless": lossless,
         "frames": [_webp(frame, lossless) for frame in trace.frames],
+    }
+
+
+def _links(trace: Trace) -> dict[str, Any] | None:
+    """For every pair of frames: where each place of the first looks most in the second, and how much it looks there."""
+    try:
+        links = trace.links
+    except (KeepError, CaptureError):
+        return None
+    mass = links.values.reshape(*links.shape[:3], -1)  # query frame, place, frame, cell
+    return {
+        "places": np.stack([links.query_row.values, links.query_column.values], 1).tolist(),
+        "cells": np.nan_to_num(mass).argmax(-1).tolist(),
+        "mass": [matrices(one[None])[0] for one in mass.sum(-1)],
     }
 
 

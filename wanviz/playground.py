@@ -65,7 +65,7 @@ class Playground(widgets.VBox):  # type: ignore[misc]
         self._say("Drawing … (interrupt the kernel to stop)")
         started = time.perf_counter()
         try:
-            with capture(self._pipe, previews=self._previews) as trace:
+            with capture(self._pipe, previews=self._previews, links=self._previews) as trace:
                 self._pipe(prompt=self.prompt.value, **self._asked(), **self._options)
         except KeyboardInterrupt:
             self._say("Stopped; nothing was changed.")

@@ -16,6 +16,7 @@ from torch import Tensor
 from wanviz.events import Event
 from wanviz.frame_masses import FrameMasses
 from wanviz.layout import ArraySpec
+from wanviz.links import Links
 from wanviz.running import Labels, RunningMean, chosen_heads, chunks
 from wanviz.words import EncodedPrompt
 
@@ -133,7 +134,7 @@ class RoutingCounts:
         return {mean.spec.name: mean.finish() for mean in self._means}
 
 
-AnyReducer = WordMasses | FrameMasses | RoutingCounts
+AnyReducer = WordMasses | FrameMasses | RoutingCounts | Links
 
 
 def make_reducers(
@@ -148,6 +149,8 @@ def make_reducers(
     names = [spec.name for spec in specs]
     if any(name.startswith(f"{branch}/frames/") for name in names):
         reducers["frames"] = FrameMasses(branch, specs, labels, sampled)
+    if f"{branch}/links" in names:
+        reducers["links"] = Links(branch, specs, labels)
     if f"{branch}/load" in names:
         reducers["routing"] = RoutingCounts(branch, specs, labels)
     return reducers

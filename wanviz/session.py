@@ -382,7 +382,7 @@ def _over_budget(needed: int, subjects: list[Subject], options: Options, budget:
                 f"{said}keep={list(keep)} needs {format_bytes(size(smaller))}; or keep a few words "
                 "(words=[…]), or some layers and steps (select={…}), or raise the budget"
             )
-    smallest = replace(options, keep=((),), frames=None, routing=False, previews=False)
+    smallest = replace(options, keep=((),), frames=None, routing=False, previews=False, links=False)
     return (
         f"{said}raise it, or keep a few words (words=[…]); with all words the least is "
         f"{size(smallest)} bytes, with keep=[()], frames=None, routing=False"

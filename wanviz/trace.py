@@ -25,7 +25,7 @@ from wanviz.contents import (
     steps_watched,
 )
 from wanviz.errors import CaptureError, KeepError, TraceFileError
-from wanviz.grid import pixel_frame_label
+from wanviz.grid import link_places, pixel_frame_label
 from wanviz.layout import STDERR, special_columns
 from wanviz.trace_file import read_trace, write_trace
 from wanviz.words import Token, Word, phrase_spans, token_weights
@@ -163,6 +163,30 @@ class BranchTrace:
                 "method": self._contents.record["frames"],
                 **{axis: index for axis, index in asked.items() if index is not None},
             },
+        )
+
+    @property
+    def links(self) -> xr.DataArray:
+        """See `Trace.links`."""
+        contents = self._contents
+        raise_if_failed(contents, "links")
+        found = contents.arrays.get(f"{self.name}/links")
+        if found is None:
+            raise KeepError(
+                "where places look in other frames was not followed: capture with links=True"
+            )
+        rows, columns = zip(*link_places(contents.grid), strict=True)
+        return xr.DataArray(
+            found,
+            dims=("query_frame", "place", "frame", "row", "column"),
+            coords={
+                "query_frame": np.arange(contents.grid.frames),
+                "query_row": ("place", list(rows)),
+                "query_column": ("place", list(columns)),
+                **places(contents),
+            },
+            name="mass",
+            attrs=attrs(self.name),
         )
 
     @property
@@ -325,6 +349,19 @@ class Trace:
             coords={**axis_coords(contents, ("step",)), "frame": frames},
             name="previews",
         )
+
+    @property
+    def links(self) -> xr.DataArray:
+        """Frame attention from sixteen places of every latent frame to all tokens, mean over layers, heads and steps.
+
+        Returns:
+            float32 over (query_frame, place, frame, row, column), each row sums to 1; query_row and query_column say
+            where the places are. In a factorised model frames look at each other within one place alone.
+
+        Raises:
+            KeepError: the capture was not asked for it.
+        """
+        return self._first.links
 
     @property
     def record(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from matplotlib import colormaps
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
@@ -36,7 +37,7 @@ def pages(painted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     report(painted(), folder / "plain.html")
     report(painted(keep=EVERY_SLICE), folder / "slices.html")
-    report(painted(keep=EVERY_SLICE, previews=True), folder / "steps.html")
+    report(painted(keep=EVERY_SLICE, previews=True, links=True), folder / "steps.html")
     report(painted(), folder / "two.html", beside=painted(OTHER, keep=EVERY_SLICE))
     report(painted(HOSTILE, truncated_at=200), folder / "hostile.html")
     report(painted(video=False, keep=((),), frames=None), folder / "bare.html")
@@ -409,6 +410,24 @@ def test_the_keyboard_goes_from_cell_to_cell_of_the_frames(visit, painted):
     assert page.locator("[data-id=where]").inner_text() == where  # the video did not move
     page.keyboard.press("Tab")
     assert "Row: the frames that look" in page.locator("[data-id=frames-note]").inner_text()
+
+
+def test_a_cell_of_the_frames_shows_which_places_look_where(visit, painted):
+    trace, page = painted(keep=EVERY_SLICE, previews=True, links=True), visit("steps")
+    page.locator("[data-id=frames] rect").nth(3).hover()  # frame 0 looks at the fourth
+    left, right = (pixels(page, f".wv-pair canvas:nth-child({i})") for i in (1, 2))
+    plain = trace.frames[[0, 11]].repeat(2, 1).repeat(2, 2).astype(int)  # 96 pixels on 192
+    mass = trace.links.values[0, :, 3]
+    largest = int(mass.sum((1, 2)).argmax())
+    row, column = np.unravel_index(mass[largest].argmax(), (12, 12))
+    spot = np.s_[16 * row + 4 : 16 * row + 12, 16 * column + 4 : 16 * column + 12]
+    color = colormaps["viridis"](round(largest / 15 * 255), bytes=True)[:3]
+    assert np.abs(right[spot] - color).mean() < 30  # a dot of full size; others may lie on it
+    assert np.abs(right[spot] - plain[1][spot]).mean() > 30
+    for r, c in ((1, 1), (10, 10)):
+        assert np.abs(left[16 * r + 8, 16 * c + 8] - plain[0][16 * r + 8, 16 * c + 8]).max() > 20
+    assert "sixteen places" in page.locator("[data-id=links-note]").inner_text()
+    assert "links=True" in visit("plain").locator("[data-id=links-note]").inner_text()
 
 
 def test_a_token_expert_shows_where_it_works(visit, painted):

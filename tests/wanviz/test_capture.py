@@ -58,7 +58,9 @@ def attention_of(pipe, generate, row=0, **options):
 def test_output_is_bit_identical_with_capture_on_off_and_afterwards(pipe, generate, dtype):
     pipe.to("cpu", dtype)
     before = generate()
-    with wanviz.capture(pipe, keep=EVERY_AXIS, branches=("cond", "uncond"), previews=True) as trace:
+    with wanviz.capture(
+        pipe, keep=EVERY_AXIS, branches=("cond", "uncond"), previews=True, links=True
+    ) as trace:
         watched = generate()
     after = generate()
     assert np.array_equal(before, watched)
@@ -506,6 +508,7 @@ def test_another_prompt_than_the_pipelines_is_an_error(pipe, generate):
         ({"frames": "all"}, "not known: use 'exact' or None"),
         ({"routing": "yes"}, "True or False"),
         ({"previews": 1}, "True or False"),
+        ({"links": "yes"}, "True or False"),
         ({"branches": "cond"}, r"\('cond',\)"),
         ({"branches": ("both",)}, "'cond' and 'uncond'"),
         ({"budget": "much"}, "1GiB"),

@@ -22,6 +22,7 @@ SMALL = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 4}  
         {"routing": False},
         {"branches": ("cond", "uncond")},
         {"previews": True, "select": {"step": [0, 2]}},
+        {"links": True, "branches": ("cond", "uncond")},
     ],
 )
 @pytest.mark.parametrize("prompt", [PROMPT, ENGLISH])

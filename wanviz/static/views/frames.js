@@ -1,6 +1,8 @@
 // How frames look at frames: the matrix of a layer, a head or a step, with what distance alone explains.
 import { AXES, SLICE, clamp, colorAt, digits, drawing, h, middle, shape, shortSpan } from "./kit.js";
 
+const PAIR_PIXELS = 192; // across, of each of the two frames
+
 export function mountFrames(page) {
   const { data, store } = page;
   const state = store.state;
@@ -9,7 +11,8 @@ export function mountFrames(page) {
   const cursor = { q: 0, k: 0 }; // the cell that the keyboard is at
   const box = h("input", { type: "checkbox", "data-id": "baseline", onchange: () => store.set({ baseline: box.checked }) });
   const label = h("span");
-  const pair = h("div", { class: "wv-pair", hidden: true }, ...[0, 1].map(() => h("canvas", { width: 96, height: Math.round((96 * data.video.height) / data.video.width) })));
+  const pair = h("div", { class: "wv-pair", hidden: true }, ...[0, 1].map(() => h("canvas", { width: PAIR_PIXELS, height: Math.round((PAIR_PIXELS * data.video.height) / data.video.width) })));
+  const linksNote = h("p", { class: "wv-soft", "data-id": "links-note" });
   const count = data.spans.length;
 
   /** The matrix of the selection and its standard errors: { mass, stderr }; null if the page has none. */
@@ -41,11 +44,36 @@ export function mountFrames(page) {
     pair.hidden = q === null;
     if (q === null) return;
     [q, k].forEach((latent, i) => page.drawFrame(pair.children[i].getContext("2d"), Math.min(middle(data.spans[latent]), data.video.count - 1), pair.children[i].width, pair.children[i].height));
+    if (data.links) drawLinks(q, k);
+  }
+
+  /** Places of frame q as dots, and in frame k where each looks most: the larger, the more it looks there. */
+  function drawLinks(q, k) {
+    const { places, cells, mass } = data.links;
+    const [, rows, columns] = data.grid;
+    const top = Math.max(1e-9, ...mass[q].map((line) => line[k] ?? 0));
+    places.forEach(([row, column], place) => {
+      const share = mass[q][place][k];
+      if (share === null) return;
+      const cell = cells[q][place][k];
+      const ends = [[row, column, 1], [Math.floor(cell / columns), cell % columns, Math.sqrt(share / top)]];
+      ends.forEach(([r, c, size], i) => {
+        const { width, height } = pair.children[i];
+        const context = pair.children[i].getContext("2d");
+        context.beginPath();
+        context.arc(((c + 0.5) * width) / columns, ((r + 0.5) * height) / rows, Math.max(0.5, 8 * size), 0, 2 * Math.PI);
+        context.fillStyle = colorAt(page.tables.viridis, place / Math.max(1, places.length - 1));
+        context.fill();
+        context.strokeStyle = "#fff";
+        context.stroke();
+      });
+    });
   }
 
   function show() {
     const { say } = page;
     label.textContent = say("baseline");
+    linksNote.textContent = data.frames ? say(data.links ? "linksNote" : "linksNone") : "";
     const found = matrix();
     box.parentElement.hidden = !found;
     if (!found) {
@@ -120,5 +148,5 @@ export function mountFrames(page) {
   }
 
   store.on((changed) => ["language", "colors", "baseline", "ready", ...SLICE].some((name) => changed.has(name)) && show());
-  return h("div", {}, home, h("label", { class: "wv-check" }, box, label), note, pair);
+  return h("div", {}, home, h("label", { class: "wv-check" }, box, label), note, pair, linksNote);
 }
