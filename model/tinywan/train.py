@@ -70,6 +70,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="BLOCKS",
         help="residual blocks per level of the VAE's decoder; those that come on top begin without effect",
     )
+    parser.add_argument(
+        "--freeze-decoder",
+        action="store_true",
+        help="of the VAE of --start-from: only its encoder goes on learning, and what is drawn stays what it is",
+    )
+    parser.add_argument(
+        "--encoder-depth",
+        type=int,
+        metavar="BLOCKS",
+        help="residual blocks at the end of the VAE's encoder; those that come on top begin without effect",
+    )
+    parser.add_argument(
+        "--vae-anchor",
+        type=float,
+        default=0.0,
+        help="weight of the distance of the latents from those of --start-from, e.g. 0.05",
+    )
     parser.add_argument("--vae-batch", type=int, default=4, help="crops per step of the VAE")
     parser.add_argument("--vae-lr", type=float, default=2e-3, help="of AdamW for the VAE")
     parser.add_argument("--vae-muon-lr", type=float, default=0.02, help="of Muon for the VAE")
@@ -236,15 +253,28 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
         vae = replace(vae, decoder_widths=tuple(options.decoder_widths))
     if options.decoder_depth is not None:
         vae = replace(vae, decoder_depth=options.decoder_depth)
+    if options.encoder_depth is not None:
+        vae = replace(vae, encoder_depth=options.encoder_depth)
     if vae != config.vae and start is not None and not options.vae_steps:
         raise ConfigError(
-            "--decoder-widths and --decoder-depth ask for another decoder, which has to learn: give --vae-steps"
+            "--decoder-widths, --decoder-depth and --encoder-depth ask for another VAE, which has to learn: "
+            "give --vae-steps"
         )
-    if start is not None and vae.decoder_depth < config.vae.decoder_depth:
-        raise ConfigError(
-            f"--decoder-depth {vae.decoder_depth} would take blocks away from the decoder of --start-from: use "
-            f"{config.vae.decoder_depth} or more"
-        )
+    for half in ("encoder", "decoder"):
+        found, known = (getattr(each, f"{half}_depth") for each in (vae, config.vae))
+        if start is not None and found < known:
+            raise ConfigError(
+                f"--{half}-depth {found} would take blocks away from the {half} of --start-from: use "
+                f"{known} or more"
+            )
+    if options.freeze_decoder:
+        if options.freeze_encoder or start is None or not options.vae_steps:
+            raise ConfigError(
+                "--freeze-decoder keeps the decoder of a checkpoint while its encoder learns: name one with "
+                "--start-from, give --vae-steps, and leave --freeze-encoder out"
+            )
+        if replace(vae, encoder_depth=config.vae.encoder_depth) != config.vae:
+            raise ConfigError("--freeze-decoder keeps the decoder: leave its widths and depth out")
     if options.freeze_encoder and (start is None or not options.vae_steps):
         raise ConfigError(
             "--freeze-encoder keeps the encoder of a checkpoint while its decoder learns: name one with "
@@ -282,6 +312,8 @@ def obtain_vae(
         num_frames=config.num_frames,
         workers=options.workers,
         freeze_encoder=options.freeze_encoder,
+        freeze_decoder=options.freeze_decoder,
+        anchor=options.vae_anchor,
         seed=options.seed,
         world=config.world,
         bfloat16=options.bfloat16,
@@ -325,6 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "takes",
             "threads",
             "decoder_depth",
+            "encoder_depth",
         ):
             if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")

@@ -34,6 +34,8 @@ class VAERecipe:
     compiled: bool = False  # residual blocks through torch.compile
     workers: int = 0  # processes that render ahead
     freeze_encoder: bool = False  # latents stay what they are, for a denoiser that knows them
+    freeze_decoder: bool = False  # what is drawn from given latents stays what it is
+    anchor: float = 0.0  # weight of the squared distance of the latents from those of the start
     seed: int = 0
 
 
@@ -76,7 +78,12 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 
 
 def vae_loss(
-    vae: CausalVAE, video: Tensor, weight: Tensor, recipe: VAERecipe, generator: torch.Generator
+    vae: CausalVAE,
+    video: Tensor,
+    weight: Tensor,
+    recipe: VAERecipe,
+    generator: torch.Generator,
+    start: CausalVAE | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Absolute and squared error of the picture, and distance of the latents from a Gaussian.
 
@@ -88,6 +95,7 @@ def vae_loss(
         weight: `[b, 1, F, H, W]`, mean 1.
         recipe: weights of the terms, and the precision.
         generator: for the sampled latents.
+        start: frozen; whose latents hold those of `vae`, where the recipe has an anchor.
 
     Returns:
         The loss, and its parts for the log.
@@ -103,8 +111,15 @@ def vae_loss(
     square = (weight * error.square()).mean()
     psnr = 10 * torch.log10(4 / error.detach().square().mean())
     loss = absolute + recipe.square * square + recipe.kl * kl
-    values = torch.stack([loss.detach(), psnr, kl.detach()]).tolist()
-    return loss, dict(zip(("loss", "psnr", "kl"), values, strict=True))
+    parts = {"loss": loss, "psnr": psnr, "kl": kl}
+    if recipe.anchor and start is not None:
+        with torch.no_grad():
+            held = start.posterior(video)[0]
+        parts["drift"] = (mean - held).square().mean()
+        loss = loss + recipe.anchor * parts["drift"]
+        parts["loss"] = loss
+    values = torch.stack([part.detach().float() for part in parts.values()]).tolist()
+    return loss, dict(zip(parts, values, strict=True))
 
 
 def train_vae(
@@ -130,10 +145,12 @@ def train_vae(
     torch.manual_seed(recipe.seed)
     vae = CausalVAE(config).to(device).train()
     if start is not None:
-        vae.encoder.load_state_dict(start.encoder.state_dict())
+        vae.encoder.grow_from(start.encoder)
         if _decoder_sizes(start.config) == _decoder_sizes(config):
             vae.decoder.grow_from(start.decoder)
+        start.requires_grad_(False)
     vae.encoder.requires_grad_(not recipe.freeze_encoder)
+    vae.decoder.requires_grad_(not recipe.freeze_decoder)
     if recipe.compiled:
         torch._dynamo.config.recompile_limit = 64  # one graph for each of the resolutions
         for block in (module for module in vae.modules() if isinstance(module, ResBlock)):
@@ -155,7 +172,7 @@ def train_vae(
         rank, world = rank_and_world()
         seed = (recipe.seed * 1_000_003 + step) * world + rank
         generator = torch.Generator().manual_seed(seed)
-        return vae_loss(vae, video.to(device), weight.to(device), recipe, generator)
+        return vae_loss(vae, video.to(device), weight.to(device), recipe, generator, start)
 
     def look(step: int) -> None:
         with torch.compiler.set_stance("force_eager"):
@@ -166,7 +183,7 @@ def train_vae(
     with trainer.averaged():
         weights = {name: value.clone() for name, value in vae.state_dict().items()}
         mean, std = config.latents_mean, config.latents_std
-        if not recipe.freeze_encoder:
+        if not (recipe.freeze_encoder or recipe.freeze_decoder):  # neither moves the latents away
             with torch.compiler.set_stance("force_eager"):
                 mean, std = measure_latents(vae, recipe.size, device, world=recipe.world)
     finished = CausalVAE(replace(config, latents_mean=mean, latents_std=std))

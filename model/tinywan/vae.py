@@ -137,7 +137,34 @@ class SpaceUp(nn.Module):
         return rearrange(self.conv(x, cache), "b (c p q) f h w -> b c f (h p) (w q)", p=2, q=2)
 
 
-class Encoder(nn.Module):
+class _Half(nn.Module):
+    """What encoder and decoder share: layers, and a head behind a norm."""
+
+    layers: nn.ModuleList
+    norm: ChannelNorm
+    head: CausalConv
+
+    def grow_from(self, other: "_Half") -> None:
+        """Take over the weights of another one of the same widths that is as deep, or less.
+
+        Residual blocks that it lacks stand behind those of their level and begin without effect, so that both
+        answer alike. Source: Net2Net, arXiv 1511.05641, section 2.3.
+        """
+        theirs, mine = (
+            [list(layers) for _, layers in groupby(half.layers, key=type)] for half in (other, self)
+        )
+        for few, many in zip(theirs, mine, strict=True):
+            for old, new in zip(few, many, strict=False):
+                new.load_state_dict(old.state_dict())
+            for new in many[len(few) :]:
+                assert isinstance(new, ResBlock)
+                nn.init.zeros_(new.time.weight)
+                nn.init.zeros_(new.time.bias)
+        self.norm.load_state_dict(other.norm.state_dict())
+        self.head.load_state_dict(other.head.state_dict())
+
+
+class Encoder(_Half):
     """Frames to the mean and log-variance of the latents."""
 
     def __init__(self, config: VAEConfig) -> None:
@@ -163,27 +190,8 @@ class Encoder(nn.Module):
         return self.head(F.silu(self.norm(x)), cache)
 
 
-class Decoder(nn.Module):
+class Decoder(_Half):
     """Latents to frames."""
-
-    def grow_from(self, other: "Decoder") -> None:
-        """Take over the weights of a decoder of the same widths that is as deep, or less.
-
-        Residual blocks that it lacks stand behind those of their level and begin without effect, so that both
-        decode alike. Source: Net2Net, arXiv 1511.05641, section 2.3.
-        """
-        levels = [
-            [list(layers) for _, layers in groupby(decoder.layers, key=type)]
-            for decoder in (other, self)
-        ]
-        for theirs, mine in zip(*levels, strict=True):
-            for old, new in zip(theirs, mine, strict=False):
-                new.load_state_dict(old.state_dict())
-            for new in mine[len(theirs) :]:
-                nn.init.zeros_(new.time.weight)
-                nn.init.zeros_(new.time.bias)
-        self.norm.load_state_dict(other.norm.state_dict())
-        self.head.load_state_dict(other.head.state_dict())
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ from tinywan.pipeline import TextToVideoPipeline
 ARMS = {
     "as it is": [],
     "flow loss": ["--flow-loss", "0.5"],
+    "strong flow loss": ["--flow-loss", "4"],
     "text router": ["--router", "text"],
     "no windows": ["--no-windows"],
 }

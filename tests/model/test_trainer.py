@@ -421,6 +421,25 @@ def test_a_frozen_encoder_keeps_the_latents_while_a_larger_decoder_learns_anew(t
     assert_same(kept.state_dict(), start.state_dict())  # the decoder was taken over, too
 
 
+def test_a_deeper_encoder_learns_while_what_is_drawn_stays_and_latents_are_held(tmp_path):
+    steps = TrainerConfig(steps=6, warmup=1)
+    recipe = VAERecipe(steps, batch=1, num_frames=5, crop=16, size=32, freeze_decoder=True)
+    start = CausalVAE(replace(preset("debug").vae, latents_mean=(0.5,) * 16)).eval()
+    wanted = replace(start.config, encoder_depth=3)
+    latents, video = torch.randn(1, 16, 2, 2, 2), torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    moved = {}
+    for anchor in (0.0, 1000.0):
+        made = train_vae(
+            tmp_path / str(anchor), replace(recipe, anchor=anchor), wanted, start=start
+        )
+        assert made.config == wanted  # mean and deviation are still the old ones
+        assert_same(made.decoder.state_dict(), start.decoder.state_dict())
+        with torch.no_grad():
+            assert torch.equal(made.decode(latents), start.decode(latents))
+            moved[anchor] = (made.encode(video) - start.encode(video)).abs().mean().item()
+    assert 0 < moved[1000.0] < 0.8 * moved[0.0]
+
+
 def test_a_vae_that_was_stopped_goes_on_with_the_crops_that_come_next(tmp_path, monkeypatch):
     recipe = VAERecipe(TrainerConfig(steps=4, warmup=1), batch=1, num_frames=5, crop=16, size=32)
     config, asked = preset("debug").vae, []
@@ -445,10 +464,21 @@ def test_a_vae_that_was_stopped_goes_on_with_the_crops_that_come_next(tmp_path, 
     ("options", "sentence"),
     [
         (f"--freeze-encoder --start-from {SHIPPED}", "give --vae-steps"),
-        (f"--decoder-widths 8 16 --start-from {SHIPPED}", "another decoder, which has to learn"),
-        (f"--decoder-depth 4 --start-from {SHIPPED}", "another decoder, which has to learn"),
+        (f"--decoder-widths 8 16 --start-from {SHIPPED}", "another VAE, which has to learn"),
+        (f"--decoder-depth 4 --start-from {SHIPPED}", "another VAE, which has to learn"),
         (f"--decoder-depth 1 --start-from {SHIPPED} --vae-steps 9", "would take blocks away"),
+        (f"--encoder-depth 1 --start-from {SHIPPED} --vae-steps 9", "away from the encoder"),
+        (f"--freeze-decoder --start-from {SHIPPED}", "--freeze-decoder keeps the decoder of"),
+        (
+            f"--freeze-decoder --freeze-encoder --vae-steps 9 --start-from {SHIPPED}",
+            "leave --freeze-encoder out",
+        ),
+        (
+            f"--freeze-decoder --decoder-depth 4 --vae-steps 9 --start-from {SHIPPED}",
+            "leave its widths and depth out",
+        ),
         ("--preset debug --decoder-depth 0", "decoder_depth=0"),
+        ("--preset debug --encoder-depth 0", "encoder_depth=0"),
         ("--preset debug --vae-batch 0", "vae_batch=0"),
         ("--preset debug --vae-steps -1", "vae_steps=-1"),
         ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),

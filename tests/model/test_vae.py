@@ -142,6 +142,14 @@ def test_a_decoder_that_grew_decodes_as_before_and_can_learn_more(vae, latents, 
     )
 
 
+def test_an_encoder_that_grew_encodes_as_before(vae, video):
+    grown = CausalVAE(replace(vae.config, encoder_depth=4)).eval()
+    assert len(grown.encoder.layers) == len(vae.encoder.layers) + 3
+    grown.encoder.grow_from(vae.encoder)
+    with torch.no_grad():
+        assert torch.equal(grown.encode(video), vae.encode(video))
+
+
 def test_a_few_steps_of_training_bring_the_picture_nearer():
     torch.manual_seed(4)
     vae = CausalVAE(VAEConfig(encoder_widths=(8, 16), decoder_widths=(8, 16)))
