@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from wanviz.adapters import Adapter, adapter_for
+from wanviz.eager import eager
 from wanviz.errors import OptionError
 from wanviz.events import Clip
 from wanviz.hooks import HookSet
@@ -231,7 +230,7 @@ def _watching(adapter: Adapter, session: Session, options: Options) -> Iterator[
     """Hooks are in place inside, and gone afterwards; then the trace is filled."""
     broken = True
     try:
-        with HookSet() as hooks, _eager():
+        with HookSet() as hooks, eager():
             adapter.attach(session, hooks, options.branches, options.previews)
             yield
         broken = False
@@ -272,32 +271,3 @@ def _prompts(prompt: object) -> tuple[str, ...] | None:
     if not isinstance(told, list | tuple) or not told or not all(isinstance(p, str) for p in told):
         raise OptionError(f"prompt={prompt!r}: give a str, or a list with one for each video")
     return tuple(told)
-
-
-_stance_lock = threading.Lock()
-_stance_users = 0
-_stance: Any = None
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Hooks of a compiled model are silent, so it runs eagerly; captures may end in any order.
-
-    Without torch._dynamo in memory nothing is compiled, and the two seconds of its import are saved.
-    """
-    global _stance, _stance_users
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with _stance_lock:
-        if _stance_users == 0:
-            _stance = torch.compiler.set_stance("force_eager")
-        _stance_users += 1
-    try:
-        yield
-    finally:
-        with _stance_lock:
-            _stance_users -= 1
-            if _stance_users == 0:
-                _stance.__exit__(None, None, None)
-                _stance = None

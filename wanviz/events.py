@@ -10,7 +10,7 @@ from wanviz.grid import Grid
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["cross_attn", "temporal_attn", "self_attn", "expert_ids"]
+Kind = Literal["cross_attn", "spatial_attn", "temporal_attn", "self_attn", "expert_ids"]
 
 
 @dataclass(frozen=True)

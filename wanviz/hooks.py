@@ -153,6 +153,26 @@ class HookSet:
 
         self._handles.append(module.register_forward_hook(hook, always_call=True))
 
+    def change(self, module: Hookable, change: Callable[[Any], Any]) -> None:
+        """Replace the output of each forward of a module by what `change` makes of it; None leaves it."""
+
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            return change(output)
+
+        self._handles.append(module.register_forward_hook(hook))
+
+    def change_call(
+        self,
+        module: Hookable,
+        change: Callable[[Arguments, Keywords], tuple[Arguments, Keywords] | None],
+    ) -> None:
+        """Replace the arguments of each forward of a module by what `change` makes of them; None leaves them."""
+
+        def hook(_module: Any, args: Arguments, kwargs: Keywords) -> Any:
+            return change(args, kwargs)
+
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
     def around(self, owner: object, name: str, listen: Listener) -> None:
         """Listen to the calls of one object's method; the object's class stays as it is.
 

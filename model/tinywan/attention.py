@@ -36,6 +36,13 @@ def window_mask(sizes: tuple[int, ...], radius: int) -> Tensor:
     return ((places[:, None] - places[None, :]).abs() <= radius).all(-1)
 
 
+def biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """What is added to the logits: a bias, and minus infinity where a bool mask is False."""
+    if mask is None or bias is None:
+        return mask if bias is None else bias
+    return torch.where(mask, bias, float("-inf"))
+
+
 def mean_attention(q: Tensor, k: Tensor, attended: Tensor | None = None) -> Tensor:
     """The whole attention matrix, averaged over heads: for losses that look at it, never to attend.
 
@@ -63,7 +70,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         q: `[b, n, l, d]` queries.
         k: `[b, n, s, d]` keys.
         v: `[b, n, s, d]` values.
-        mask: bool, broadcasts to `[b, n, l, s]`, True where attention is allowed.
+        mask: broadcasts to `[b, n, l, s]`: bool, True where attention is allowed; or what is added to the logits.
 
     Returns:
         `[b, n, l, d]`.
@@ -151,6 +158,7 @@ class Attention(nn.Module):
         grid: Grid | None = None,
         rotary: Tensor | None = None,
         attended: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Let every token gather what it looks at.
 
@@ -160,6 +168,9 @@ class Attention(nn.Module):
             grid: (f, h, w) with f·h·w = l, needed by "spatial" and "temporal".
             rotary: from `rope.rotary_table`; None leaves queries and keys unrotated.
             attended: for cross-attention, bool `[b, p]`, False on keys to leave out.
+            bias: added to the logits, for whoever intervenes: of a form that broadcasts to `[b, n, l, s]`; in
+                "spatial" and "temporal" attention, where one frame or one place stands for itself, to
+                `[…, queries, keys]` of the rows and columns, or of the frames.
 
         Returns:
             `[b, l, c]`.
@@ -173,13 +184,15 @@ class Attention(nn.Module):
             self.read = mean_attention(q, k, attended)
         if self.pattern in ("full", "cross"):
             mask = None if attended is None else attended[:, None, None]  # b 1 1 p
-            mixed = attend(q, k, v, mask)
+            mixed = attend(q, k, v, biased(mask, bias))
         else:
             assert grid is not None
-            mixed = self._attend_apart(q, k, v, grid)
+            mixed = self._attend_apart(q, k, v, grid, bias)
         return self.out(self.to_out(rearrange(mixed, "b n l d -> b l (n d)")))
 
-    def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    def _attend_apart(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, bias: Tensor | None
+    ) -> Tensor:
         f, h, w = grid
         sizes: tuple[int, ...]
         if self.pattern == "temporal" and f == 1:  # a picture: every token sees itself alone
@@ -194,7 +207,7 @@ class Attention(nn.Module):
         mask = None
         if self.window is not None and self.window < max(sizes) - 1:
             mask = window_mask(sizes, self.window).to(q.device)
-        few = q.is_cuda and self.pattern == "temporal" and f <= FEW
-        mixed = (attend_few if few else attend)(q, k, v, mask)
+        few = q.is_cuda and self.pattern == "temporal" and f <= FEW and bias is None
+        mixed = (attend_few if few else attend)(q, k, v, biased(mask, bias))
         known = {"f": f} if self.pattern == "spatial" else {"s": h * w}
         return rearrange(mixed, together, **known)

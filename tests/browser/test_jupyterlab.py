@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -79,8 +80,11 @@ def lab(tmp_path_factory, painted):
             pytest.fail(f"JupyterLab does not start:\n{(folder / 'log').read_text()}")
         yield f"http://127.0.0.1:{port}", folder
     finally:
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
         server.terminate()
-        server.wait(30)
+        for process in psutil.wait_procs(family, timeout=20)[1]:  # a kernel that is busy may stay
+            process.kill()
+        server.wait(10)
 
 
 @pytest.fixture

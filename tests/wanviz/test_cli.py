@@ -18,6 +18,7 @@ from PIL import Image
 from tinywan.errors import ConfigError
 
 import wanviz
+import wanviz.adapters
 from wanviz import cli
 from wanviz.errors import CaptureError
 from wanviz.trace import Trace
@@ -32,6 +33,7 @@ class Watched:
         self.trace = trace
 
     def __call__(self, pipe, **options):
+        self.options = options
         return self
 
     def __enter__(self):
@@ -54,6 +56,8 @@ def calls(monkeypatch, painted):
     pipeline = SimpleNamespace(from_pretrained=lambda path, device, dtype: pipe)
     monkeypatch.setattr(tinywan, "TextToVideoPipeline", pipeline, raising=False)
     monkeypatch.setattr(wanviz, "capture", Watched(painted()), raising=False)
+    drawn = SimpleNamespace(can_preview=True)
+    monkeypatch.setattr(wanviz.adapters, "adapter_for", lambda found: drawn)
     return asked
 
 
@@ -86,6 +90,7 @@ def test_explain_writes_and_names_four_whole_files(calls, tmp_path, capsys, pain
             "seed": 3,
         }
     ]
+    assert wanviz.capture.options == {"previews": True, "links": True, "budget": "1GiB"}
     assert np.array_equal(Trace.load(out / "video.trace").frames, painted().frames)
     frames = imageio_ffmpeg.count_frames_and_secs(str(out / "video.mp4"))
     assert frames[0] == 17
@@ -169,13 +174,14 @@ def test_ctrl_c_says_so_and_leaves_the_folder_as_it_was(calls, tmp_path, capsys,
 SLEEPER = """
 import sys, time
 from types import SimpleNamespace
-import tinywan, wanviz
+import tinywan, wanviz, wanviz.adapters
 from contextlib import nullcontext
 def pipe(prompt, **options):
     print("drawing", flush=True)
     time.sleep(60)
 tinywan.TextToVideoPipeline = SimpleNamespace(from_pretrained=lambda path, device, dtype: pipe)
 wanviz.capture = lambda pipe, **options: nullcontext()
+wanviz.adapters.adapter_for = lambda pipe: SimpleNamespace(can_preview=False)
 from wanviz.cli import main
 sys.exit(main(["explain", "a dog", "--out", sys.argv[1]]))
 """

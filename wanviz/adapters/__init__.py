@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from wanviz.adapters.stage import Denoiser, Stage
 from wanviz.errors import OptionError
 from wanviz.events import Clip, Event, Moment, Request
 from wanviz.hooks import HookSet
@@ -78,6 +80,18 @@ class Adapter(Protocol):
 
     def observe(self, clip: Clip) -> None:
         """Give the denoiser a noised video, once for each noise level, while hooks are attached."""
+
+    def denoiser(self, clip: Clip) -> Denoiser:
+        """The denoiser at the noise levels of a clip, to be asked again and again."""
+
+    def stage(self, hooks: HookSet) -> Stage:
+        """The pipeline's parts by their roles; what has to be overheard is registered in `hooks`."""
+
+    def draw(self, prompt: str, seed: int, **asked: Any) -> Any:
+        """Call the pipeline, with a seed in its own way."""
+
+    def one_noise_expert(self, which: str) -> AbstractContextManager[None]:
+        """Inside, the "high" or the "low" noise expert does all steps."""
 
     def provenance(self) -> dict[str, Any]:
         """Model, device, dtype and versions, as JSON."""

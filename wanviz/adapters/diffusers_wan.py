@@ -9,7 +9,8 @@ class, a module's forward or a processor; what an object had in place of its met
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from wanviz.adapters import Sink
 from wanviz.adapters.diffusers_taps import Look, Reader, bound, parallel_mesh, takes_any
+from wanviz.adapters.stage import AttentionPart, BlockPart
 from wanviz.errors import CaptureError, OptionError
 from wanviz.events import Clip, Kind, Moment, Request
 from wanviz.grid import Grid, token_grid
@@ -258,64 +260,59 @@ class DiffusersWanAdapter:
 
     @torch.no_grad()
     def observe(self, clip: Clip) -> None:
-        """Encode, add noise, and ask the noise expert of each level once."""
-        pipe = self._pipe
-        model = next(iter(self._models().values()))
-        config = model.config
-        if config.in_channels != config.out_channels:
-            raise OptionError(
-                f"this transformer reads {config.in_channels} channels, an image beside the latents: observe with "
-                "a text-to-video pipeline"
-            )
-        device, dtype = self._device(), model.dtype
-        num_frames, height, width = clip.video.shape[2:]
-        grid = self._grid(num_frames, height, width)  # says what is wrong with a size
-        encoded = pipe.vae.encode(clip.video.to(device, pipe.vae.dtype)).latent_dist.mode()
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(encoded)
-            for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
-        )
-        latents = ((encoded - mean) / std).float()
-        generator = torch.Generator().manual_seed(clip.seed)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        embeds = pipe.encode_prompt(
+        """Ask the noise expert of each level once for each branch."""
+        denoiser = self.denoiser(clip)
+        embeds = self._pipe.encode_prompt(
             prompt=clip.prompt,
             negative_prompt=clip.negative_prompt,
             do_classifier_free_guidance="uncond" in clip.branches,
             max_sequence_length=TEXT_LENGTH,
-            device=device,
+            device=self._device(),
         )
         run = self._run
         assert run is not None  # encode_prompt was listened to
-        steps = pipe.scheduler.config.num_train_timesteps
         run.seeds, run.branches = (clip.seed,), clip.branches
         run.sigmas = list(clip.sigmas)
-        run.timesteps = [steps * sigma for sigma in clip.sigmas]
-        boundary = pipe.config.get("boundary_ratio")
-        for step, sigma in enumerate(clip.sigmas):
-            low = boundary is not None and sigma < boundary
-            expert = pipe.transformer_2 if low else pipe.transformer
-            noisy = ((1 - sigma) * latents + sigma * noise).to(dtype)
-            timestep = torch.full((1,), steps * sigma, device=device)
-            if pipe.config.get("expand_timesteps"):
-                timestep = timestep[:, None].expand(1, grid.tokens)
+        run.timesteps = [denoiser.timestep(level) for level in range(len(clip.sigmas))]
+        for level in range(len(clip.sigmas)):
             for branch, rows in zip(("cond", "uncond"), embeds, strict=True):
                 if branch in clip.branches:
-                    told = {
-                        "step_index": step,
-                        "sigma": sigma,
-                        "num_inference_steps": len(clip.sigmas),
-                    }
-                    if not takes_any(plain(expert).cache_context):  # diffusers before 0.41
-                        told = {}
-                    with expert.cache_context(branch, **told):
-                        expert(
-                            hidden_states=noisy,
-                            timestep=timestep,
-                            encoder_hidden_states=rows.to(dtype),
-                            return_dict=False,
-                        )
-        pipe.maybe_free_model_hooks()
+                    denoiser.ask(level, rows, None, branch)
+        self._pipe.maybe_free_model_hooks()
+
+    def denoiser(self, clip: Clip) -> WanDenoiser:
+        """The denoiser at the noise levels of a clip."""
+        model = next(iter(self._models().values()))
+        if model.config.in_channels != model.config.out_channels:
+            raise OptionError(
+                f"this transformer reads {model.config.in_channels} channels, an image beside the latents: use a "
+                "text-to-video pipeline here"
+            )
+        grid = self._grid(*clip.video.shape[2:])  # says what is wrong with a size
+        return WanDenoiser(self._pipe, clip, self.encode(clip.prompt), grid, self._device())
+
+    def stage(self, hooks: HookSet) -> WanStage:
+        """The pipeline's parts; who computes which branch is overheard."""
+        return WanStage(self._pipe, self._models(), hooks)
+
+    def draw(self, prompt: str, seed: int, **asked: Any) -> Any:
+        """Call the pipeline with a generator on the CPU."""
+        return self._pipe(prompt=prompt, generator=torch.Generator().manual_seed(seed), **asked)
+
+    @contextmanager
+    def one_noise_expert(self, which: str) -> Iterator[None]:
+        """Inside, the boundary between the noise experts lies below or above all noise levels."""
+        pipe = self._pipe
+        before = pipe.config.get("boundary_ratio")
+        if before is None or len(self._models()) < 2:
+            raise OptionError(
+                "this pipeline has one denoiser for all noise levels: nothing to force"
+            )
+        pipe.register_to_config(boundary_ratio={"high": -1.0, "low": 2.0}[which])
+        try:
+            yield
+        finally:
+            pipe.register_to_config(boundary_ratio=before)
 
     def provenance(self) -> dict[str, Any]:
         """What made the video."""
@@ -464,6 +461,142 @@ class DiffusersWanAdapter:
     def _device(self) -> torch.device:
         found: torch.device = self._pipe._execution_device
         return found
+
+
+class WanDenoiser:
+    """See `stage.Denoiser`."""
+
+    def __init__(
+        self, pipe: Any, clip: Clip, encoded: EncodedPrompt, grid: Grid, device: torch.device
+    ) -> None:
+        """Encode the video and draw its noise, from a generator of its own."""
+        self.grid, self.encoded, self.sigmas = grid, encoded, clip.sigmas
+        self._pipe, self._device = pipe, device
+        with torch.no_grad():
+            video = clip.video.to(device, pipe.vae.dtype)
+            encoded_video = pipe.vae.encode(video).latent_dist.mode()
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1, 1).to(encoded_video)
+            for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+        )
+        self.latents = ((encoded_video - mean) / std).float()
+        generator = torch.Generator().manual_seed(clip.seed)
+        self._noise = torch.randn(self.latents.shape, generator=generator).to(device)
+
+    def embeds(self, prompts: Sequence[str]) -> Tensor:
+        """See `stage.Denoiser`."""
+        with torch.no_grad():
+            found: Tensor = self._pipe.encode_prompt(
+                prompt=list(prompts),
+                do_classifier_free_guidance=False,
+                max_sequence_length=TEXT_LENGTH,
+                device=self._device,
+            )[0]
+        return found
+
+    def noisy(self, level: int) -> Tensor:
+        """See `stage.Denoiser`."""
+        sigma = self.sigmas[level]
+        return (1 - sigma) * self.latents + sigma * self._noise
+
+    def timestep(self, level: int) -> float:
+        """The timestep of a noise level, as the scheduler counts."""
+        return float(self._pipe.scheduler.config.num_train_timesteps * self.sigmas[level])
+
+    def velocity(self, level: int, embeds: Tensor, latents: Tensor | None = None) -> Tensor:
+        """See `stage.Denoiser`."""
+        return self.ask(level, embeds, latents, "cond")
+
+    def ask(self, level: int, embeds: Tensor, latents: Tensor | None, branch: str) -> Tensor:
+        """As `velocity`, announced as one of the branches."""
+        pipe, sigma = self._pipe, self.sigmas[level]
+        boundary = pipe.config.get("boundary_ratio")
+        low = boundary is not None and sigma < boundary
+        expert = pipe.transformer_2 if low else pipe.transformer
+        dtype = plain(expert).dtype
+        noisy = (self.noisy(level) if latents is None else latents).to(dtype)
+        rows = max(len(embeds), len(noisy))
+        timestep = torch.full((rows,), self.timestep(level), device=self._device)
+        if pipe.config.get("expand_timesteps"):
+            timestep = timestep[:, None].expand(rows, self.grid.tokens)
+        told = {"step_index": level, "sigma": sigma, "num_inference_steps": len(self.sigmas)}
+        if not takes_any(plain(expert).cache_context):  # diffusers before 0.41
+            told = {}
+        with expert.cache_context(branch, **told):
+            velocity: Tensor = expert(
+                hidden_states=noisy.expand(rows, -1, -1, -1, -1),
+                timestep=timestep,
+                encoder_hidden_states=embeds.to(dtype),
+                return_dict=False,
+            )[0]
+        return velocity.float()
+
+
+class WanStage:
+    """See `stage.Stage`."""
+
+    def __init__(self, pipe: Any, models: dict[str, Any], hooks: HookSet) -> None:
+        """Listen to the branches that are announced."""
+        self._pipe = pipe
+        self._context: dict[str, Any] = {}
+        both = {"transformer": "high", "transformer_2": "low"}
+        for model in models.values():
+            hooks.around(model, "cache_context", self._announced)
+        self.blocks = tuple(
+            BlockPart(
+                noise_expert=both[name] if len(models) == 2 else "",
+                layer=layer,
+                attentions={
+                    kind: _attention(kind, getattr(block, attribute))
+                    for attribute, kind in ATTENTIONS.items()
+                },
+                stream=block,
+                router=None,
+                experts=(),
+            )
+            for name, model in models.items()
+            for layer, block in enumerate(model.blocks)
+        )
+
+    def _announced(self, args: Arguments, kwargs: Keywords) -> None:
+        self._context = {"name": kwargs.get("name", args[0] if args else None), **kwargs}
+
+    def rows(self, branch: str, batch: int) -> slice | None:
+        """See `stage.Stage`."""
+        return slice(None) if self._context.get("name") == branch else None
+
+    def step(self) -> int | None:
+        """See `stage.Stage`."""
+        told = self._context.get("step_index")
+        if told is not None:
+            return int(told)
+        now = getattr(self._pipe, "_current_timestep", None)
+        if now is None:
+            return None
+        timesteps = [float(t) for t in self._pipe.scheduler.timesteps]
+        return timesteps.index(float(now))
+
+
+def _attention(kind: Kind, module: Any) -> AttentionPart:
+    return AttentionPart(
+        kind=kind,
+        module=module,
+        heads=module.heads,
+        q=module.norm_q,
+        k=module.norm_k,
+        v=module.to_v,
+        mix=module.to_out[0],
+        apart=False,
+        split=lambda tensor: tensor.unflatten(2, (module.heads, -1)).transpose(1, 2),
+        with_bias=_with_bias,
+    )
+
+
+def _with_bias(args: Arguments, kwargs: Keywords, bias: Tensor) -> tuple[Arguments, Keywords]:
+    """The block calls attention(x, read, mask, rotary): the mask is what is added to the logits."""
+    given = [*args, *[None] * (3 - len(args))]
+    given[2] = bias if given[2] is None else given[2] + bias
+    return tuple(given), kwargs
 
 
 class _Frames:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -13,10 +16,11 @@ import torch
 from torch import Tensor
 
 from wanviz.adapters import Draw, Sink
+from wanviz.adapters.stage import AttentionPart, BlockPart
 from wanviz.errors import OptionError
 from wanviz.events import Clip, Event, Kind, Moment, Request
 from wanviz.grid import Grid, pixel_frames, token_grid
-from wanviz.hooks import HookSet
+from wanviz.hooks import Arguments, HookSet, Keywords
 from wanviz.layout import Anatomy
 from wanviz.words import EncodedPrompt, encoded_prompt
 
@@ -64,7 +68,6 @@ class TinywanAdapter:
         self._call: tinywan.DenoiserCall | None = None  # the denoiser call told last
         self._request: Request | None = None
         self._observed: Request | None = None  # of a video that is looked at, not drawn
-        self._told: Moment | None = None  # its denoiser call, once
         self._counted: dict[str, int] = {}  # prompt -> its keys
 
     def hook_names(self) -> tuple[str, ...]:
@@ -235,10 +238,8 @@ class TinywanAdapter:
         middle = [span[len(span) // 2] for span in spans]
         return video[:, :, middle].clamp(0, 1).permute(0, 2, 3, 4, 1)
 
-    @torch.inference_mode()
     def observe(self, clip: Clip) -> None:
-        """Encode, add noise, and ask the noise expert of each level once."""
-        pipe = self._pipe
+        """Ask the noise expert of each level once, all branches in one batch."""
         self._observed = Request(
             prompts=({"cond": clip.prompt, "uncond": clip.negative_prompt},),
             branches=clip.branches,
@@ -249,20 +250,37 @@ class TinywanAdapter:
             guidance={"guidance_scale": None, "guidance_scale_2": None},
             seeds=(clip.seed,),
         )
-        self.grid(self._observed)  # says what is wrong with a size
         prompts = {"cond": clip.prompt, "uncond": clip.negative_prompt}
-        latents = pipe.vae.encode(clip.video.to(pipe.device, pipe.dtype)).float()
-        generator = torch.Generator().manual_seed(clip.seed)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        embeds = pipe.encode_prompt([prompts[branch] for branch in clip.branches])
-        for step, sigma in enumerate(clip.sigmas):
-            high = sigma >= pipe.config.boundary_ratio
-            expert = "high" if high else "low"
-            self._told = Moment(step, sigma, 1000 * sigma, expert, clip.branches)
-            noisy = (1 - sigma) * latents + sigma * noise
-            model = pipe.transformer if high else pipe.transformer_2
-            timestep = torch.full((1,), 1000 * sigma, device=pipe.device)
-            model(noisy.repeat(len(clip.branches), 1, 1, 1, 1).to(pipe.dtype), timestep, embeds)
+        with torch.inference_mode():
+            denoiser = self.denoiser(clip)
+            embeds = denoiser.embeds([prompts[branch] for branch in clip.branches])
+            for level in range(len(clip.sigmas)):
+                denoiser.ask(level, embeds, None, clip.branches)
+
+    def denoiser(self, clip: Clip) -> TinywanDenoiser:
+        """The denoiser at the noise levels of a clip."""
+        return TinywanDenoiser(self._pipe, clip, self.encode(clip.prompt))
+
+    def stage(self, hooks: HookSet) -> TinywanStage:
+        """The pipeline's parts; tinywan tells by itself what it is doing, so no hook is needed."""
+        return TinywanStage(self._pipe)
+
+    def draw(self, prompt: str, seed: int, **asked: Any) -> Any:
+        """Call the pipeline."""
+        return self._pipe(prompt, seed=seed, **asked)
+
+    @contextmanager
+    def one_noise_expert(self, which: str) -> Iterator[None]:
+        """Inside, the boundary between the noise experts lies below or above all noise levels."""
+        pipe = self._pipe
+        if pipe.transformer is pipe.transformer_2:
+            raise OptionError("this model has one denoiser for all noise levels: nothing to force")
+        before = pipe.config
+        pipe.config = replace(before, boundary_ratio={"high": -1.0, "low": 2.0}[which])
+        try:
+            yield
+        finally:
+            pipe.config = before
 
     def provenance(self) -> dict[str, Any]:
         """What made the video."""
@@ -280,9 +298,6 @@ class TinywanAdapter:
 
     def next_moment(self) -> Moment | None:
         """The pipeline's denoiser call, once; None for a forward that somebody else makes."""
-        if self._observed is not None:
-            told, self._told = self._told, None
-            return told
         call = self._pipe.current_call
         if call is None or call is self._call:
             return None
@@ -296,9 +311,129 @@ class TinywanAdapter:
         )
 
     def _denoisers(self) -> tuple[Any, ...]:
-        """The denoisers; both noise experts may be one module."""
-        both = (self._pipe.transformer, self._pipe.transformer_2)
-        return tuple({id(model): model for model in both if model is not None}.values())
+        return tuple(denoisers(self._pipe))
+
+
+def denoisers(pipe: tinywan.TextToVideoPipeline) -> dict[Any, str]:
+    """The denoisers and the noise levels that they work at; both noise experts may be one module."""
+    if pipe.transformer is pipe.transformer_2:
+        return {pipe.transformer: ""}
+    return {pipe.transformer: "high", pipe.transformer_2: "low"}
+
+
+class TinywanDenoiser:
+    """See `stage.Denoiser`."""
+
+    def __init__(
+        self, pipe: tinywan.TextToVideoPipeline, clip: Clip, encoded: EncodedPrompt
+    ) -> None:
+        """Encode the video and draw its noise, from a generator of its own."""
+        num_frames, height, width = clip.video.shape[2:]
+        self.grid = token_grid(
+            num_frames,
+            height,
+            width,
+            vae_stride=VAE_STRIDE,
+            patch_size=pipe.transformer.config.patch_size,
+        )
+        self.encoded, self.sigmas = encoded, clip.sigmas
+        self._pipe = pipe
+        with torch.no_grad():
+            self.latents = pipe.vae.encode(clip.video.to(pipe.device)).float()
+        generator = torch.Generator().manual_seed(clip.seed)
+        self._noise = torch.randn(self.latents.shape, generator=generator).to(self.latents)
+
+    def embeds(self, prompts: Sequence[str]) -> Tensor:
+        """See `stage.Denoiser`."""
+        return self._pipe.encode_prompt(list(prompts))
+
+    def noisy(self, level: int) -> Tensor:
+        """See `stage.Denoiser`."""
+        sigma = self.sigmas[level]
+        return (1 - sigma) * self.latents + sigma * self._noise
+
+    def velocity(self, level: int, embeds: Tensor, latents: Tensor | None = None) -> Tensor:
+        """See `stage.Denoiser`."""
+        return self.ask(level, embeds, latents, ("cond",))
+
+    def ask(
+        self, level: int, embeds: Tensor, latents: Tensor | None, branches: tuple[str, ...]
+    ) -> Tensor:
+        """As `velocity`, for branches that share the rows out evenly; the pipeline tells of the call while it runs."""
+        pipe, sigma = self._pipe, self.sigmas[level]
+        high = sigma >= pipe.config.boundary_ratio
+        latents = self.noisy(level) if latents is None else latents
+        told: Any = branches  # "cond" and "uncond"
+        before = pipe.current_call
+        pipe.current_call = tinywan.DenoiserCall(
+            level, sigma, 1000 * sigma, "high" if high else "low", told
+        )
+        try:
+            model = pipe.transformer if high else pipe.transformer_2
+            rows = latents.expand(len(embeds), -1, -1, -1, -1).to(pipe.dtype)
+            timestep = torch.full((1,), 1000 * sigma, device=pipe.device)
+            velocity: Tensor = model(rows, timestep, embeds.to(pipe.dtype))
+        finally:
+            pipe.current_call = before
+        return velocity.float()
+
+
+class TinywanStage:
+    """See `stage.Stage`."""
+
+    def __init__(self, pipe: tinywan.TextToVideoPipeline) -> None:
+        """Nothing is registered."""
+        self._pipe = pipe
+        self.blocks = tuple(
+            BlockPart(
+                noise_expert=expert,
+                layer=layer,
+                attentions={
+                    kind: _attention(kind, getattr(block, kind))
+                    for kind in ("cross_attn", "self_attn", "spatial_attn", "temporal_attn")
+                    if hasattr(block, kind)
+                },
+                stream=block.resid_post,
+                router=block.moe.router_logits if hasattr(block, "moe") else None,
+                experts=tuple(e.out for e in block.moe.experts) if hasattr(block, "moe") else (),
+            )
+            for model, expert in denoisers(pipe).items()
+            for layer, block in enumerate(model.blocks)
+        )
+
+    def rows(self, branch: str, batch: int) -> slice | None:
+        """See `stage.Stage`."""
+        call = self._pipe.current_call
+        branches = ("cond",) if call is None else call.branches
+        if branch not in branches:
+            return None
+        each = batch // len(branches)
+        first = branches.index(branch) * each
+        return slice(first, first + each)
+
+    def step(self) -> int | None:
+        """See `stage.Stage`."""
+        return None if self._pipe.current_call is None else self._pipe.current_call.step
+
+
+def _attention(kind: Any, module: Any) -> AttentionPart:
+    return AttentionPart(
+        kind=kind,
+        module=module,
+        heads=module.num_heads,
+        q=module.q,
+        k=module.k,
+        v=module.v,
+        mix=module.to_out,
+        apart=module.pattern in ("spatial", "temporal"),
+        split=lambda tensor: tensor,  # they have their heads already
+        with_bias=_with_bias,
+    )
+
+
+def _with_bias(args: Arguments, kwargs: Keywords, bias: Tensor) -> tuple[Arguments, Keywords]:
+    there = kwargs.get("bias")
+    return args, {**kwargs, "bias": bias if there is None else there + bias}
 
 
 class _Reader:

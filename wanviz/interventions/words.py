@@ -1,0 +1,139 @@
+"""How strongly words are read, and where: attention to them is scaled inside the softmax.
+
+A factor 0 knocks a word out (Geva et al. 2023, arXiv 2304.14767, section 4: attention knockout), between 0
+and 1 weakens it, above 1 strengthens it, as the re-weighting of prompt-to-prompt does (Hertz et al. 2022, arXiv
+2208.01626, section 3.2); the rows still sum to 1. What other words know of a word, from the text encoder, stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wanviz.adapters.stage import AttentionPart
+from wanviz.errors import OptionError
+from wanviz.hooks import Arguments, Keywords
+from wanviz.interventions.scope import Reach, chosen_numbers, factor_of, grid_mask, reach
+from wanviz.trace import Occurrence
+from wanviz.words import EncodedPrompt, Word, phrase_spans, token_weights
+
+LEAST = 1e-6  # a factor below it is one of 0, and the logarithm of a gradient's path stays finite
+
+
+@contextmanager
+def reweight(
+    pipe: Any,
+    prompt: str,
+    weights: Mapping[str | Word, float],
+    *,
+    where: Any = None,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    steps: Iterable[int] | None = None,
+    branch: str = "cond",
+) -> Iterator[None]:
+    """Inside the block, words of the prompt are read more, less, or not at all.
+
+    Args:
+        pipe: the pipeline.
+        prompt: that will be drawn; of the negative prompt's branch, that one.
+        weights: factor by phrase; every occurrence of it is meant. 0 ablates, 1 leaves as it is.
+        where: over (frame, row, column) of the token grid, where to act: 1 there, 0 elsewhere; None is everywhere.
+        layers: in which layers; None is all.
+        heads: in which heads; None is all.
+        steps: in which denoising steps; None is all.
+        branch: "cond" or "uncond".
+
+    Raises:
+        OptionError: a factor, a layer or a head that cannot be.
+        PhraseError: a phrase that is not in the prompt.
+    """
+    if not weights:
+        raise OptionError("weights is empty: say which words to scale, e.g. {'umbrella': 0}")
+    with reach(pipe, layers, steps, branch) as reached:
+        encoded = reached.adapter.encode(prompt)
+        factors = {
+            index: factor_of(repr(str(getattr(phrase, "text", phrase))), factor)
+            for phrase, factor in weights.items()
+            for index in tokens_of(encoded, phrase)
+        }
+        tokens = tuple(factors)
+
+        def gates(places: int) -> Tensor:  # [token, 1 or l]
+            gate = torch.tensor([[factors[token]] for token in tokens])
+            if where is None:
+                return gate
+            return 1 + (gate - 1) * _flat(where, places)
+
+        gate_words(reached, tokens, gates, heads)
+        yield
+
+
+def tokens_of(encoded: EncodedPrompt, phrase: str | Word) -> tuple[int, ...]:
+    """The tokens that every occurrence of a phrase touches."""
+    occurrence: Occurrence = None if isinstance(phrase, Word) else "all"
+    return tuple(
+        index for index, _ in token_weights(encoded, phrase_spans(encoded, phrase, occurrence))
+    )
+
+
+def gate_words(
+    reached: Reach,
+    tokens: Sequence[int],
+    gates: Any,
+    heads: Iterable[int] | None = None,
+) -> None:
+    """Scale the attention to some tokens by gates that may differ between places, and carry gradients.
+
+    Args:
+        reached: the pipeline, with its scope.
+        tokens: of the prompt.
+        gates: called with l, the number of video tokens; gives `[token, 1 or l]`, 0 or more.
+        heads: in which heads; None is all.
+    """
+    columns = list(tokens)
+    for block in reached.scope.blocks(reached.stage):
+        part = block.attentions["cross_attn"]
+        chosen = chosen_numbers("heads", heads, part.heads)
+
+        def change(
+            args: Arguments,
+            kwargs: Keywords,
+            part: AttentionPart = part,
+            chosen: frozenset[int] | None = chosen,
+        ) -> tuple[Arguments, Keywords] | None:
+            x = args[0]
+            rows = reached.scope.rows(reached.stage, len(x))
+            if rows is None:
+                return None
+            gate = gates(x.shape[1]).to(x.device)
+            logs = torch.where(gate < LEAST, -torch.inf, gate.clamp_min(LEAST).log()).mT  # l token
+            keys = _num_keys(args, kwargs)
+            bias = logs.new_zeros(len(x), 1 if chosen is None else part.heads, len(logs), keys)
+            bias[rows, ..., columns] = logs
+            if chosen is not None:
+                others = [n for n in range(part.heads) if n not in chosen]
+                bias[:, others] = 0
+            return part.with_bias(args, kwargs, bias.to(x.dtype))
+
+        reached.hooks.change_call(part.module, change)
+
+
+def _num_keys(args: Arguments, kwargs: Keywords) -> int:
+    """Keys of a cross-attention: of tinywan's (keys, values) `[b, n, p, d]`, or of Wan's `[b, p, c]`."""
+    read = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+    return int(read[0].shape[-2] if isinstance(read, tuple) else read.shape[1])
+
+
+def _flat(where: Any, places: int) -> Tensor:
+    shape = tuple(getattr(where, "shape", ()))
+    if len(shape) != 3 or shape[0] * shape[1] * shape[2] != places:
+        raise OptionError(
+            f"where is shaped {shape}, and this video has {places} tokens: give one number in [0, 1] for each "
+            "(frame, row, column) of trace.word_map(…)"
+        )
+    return grid_mask(where, shape)
