@@ -183,12 +183,12 @@ def observe(
     adapter = adapter_for(pipe)
     options = _options(adapter, keep, frames, routing, branches, select, words)
     session = Session(adapter, options, None, parse_bytes(budget), observed=True)
-    shown = _pixels(video)
+    shown = pixels(video)
     clip = Clip(
         video=(shown.movedim(-1, 0)[None] * 2 - 1),
         prompt=prompt,
         negative_prompt=negative_prompt,
-        sigmas=_levels(sigmas),
+        sigmas=noise_levels(sigmas),
         seed=seed,
         branches=options.branches,
     )
@@ -198,7 +198,7 @@ def observe(
     return session.trace
 
 
-def _pixels(video: Any) -> torch.Tensor:
+def pixels(video: Any) -> torch.Tensor:
     """A video as float32 [F, H, W, 3] in [0, 1]."""
     shown = torch.as_tensor(video)
     if shown.ndim != 4 or shown.shape[-1] != 3:
@@ -215,7 +215,12 @@ def _pixels(video: Any) -> torch.Tensor:
     return shown.float()
 
 
-def _levels(sigmas: object) -> tuple[float, ...]:
+def noise_levels(sigmas: object) -> tuple[float, ...]:
+    """Noise levels as they are used: the highest first.
+
+    Raises:
+        OptionError: something else than numbers in (0, 1].
+    """
     hint = "give noise levels in (0, 1], e.g. sigmas=(0.9, 0.7, 0.5)"
     if not isinstance(sigmas, list | tuple) or not sigmas:
         raise OptionError(f"sigmas={sigmas!r}: {hint}")

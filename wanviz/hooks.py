@@ -23,7 +23,7 @@ class Hookable(Protocol):
     """A module that tells what passes through it."""
 
     def register_forward_hook(
-        self, hook: Callable[..., Any], *, always_call: bool = False
+        self, hook: Callable[..., Any], *, with_kwargs: bool = False, always_call: bool = False
     ) -> Removable:
         """Call hook(module, inputs, output) after every forward."""
 
@@ -160,6 +160,16 @@ class HookSet:
             return change(output)
 
         self._handles.append(module.register_forward_hook(hook))
+
+    def change_answer(
+        self, module: Hookable, change: Callable[[Arguments, Keywords, Any], Any]
+    ) -> None:
+        """Replace the output of each forward by what `change` makes of args, kwargs and output; None leaves it."""
+
+        def hook(_module: Any, args: Arguments, kwargs: Keywords, output: Any) -> Any:
+            return change(args, kwargs, output)
+
+        self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def change_call(
         self,

@@ -47,7 +47,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
     return {
         "prompt": trace.prompt,
         "facts": _facts(trace),
-        "cut": trace.record.get("truncated_at"),
+        "cut": trace.contents.prompts[trace.branches[0]].truncated_at,
         "words": [
             {"text": word.text, "start": word.span[0], "stop": word.span[1]} for word in shown.words
         ],
@@ -58,6 +58,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
         "video": _video(trace),
         "layers": labels,
         "labels": {axis: trace.contents.labels[axis] for axis in AXES},
+        "keep": trace.contents.keep,
         "branches": trace.branches,
         "branch": trace.branches[0],
         "maps": {
@@ -176,15 +177,18 @@ def _links(trace: Trace) -> dict[str, Any] | None:
     }
 
 
-def _previews(trace: Trace) -> list[list[str]] | None:
-    """What each step that ran predicts, a picture for each latent frame."""
+def _previews(trace: Trace) -> list[list[str] | None] | None:
+    """What each watched step predicts, a picture for each latent frame; None for a step that did not run."""
     try:
         pictures = trace.previews.values
     except (KeepError, CaptureError):
         return None
     ran = {step["step"] for step in trace.record["steps"]}
     watched = zip(trace.contents.labels["step"], pictures, strict=True)
-    return [[_webp(picture, False) for picture in video] for step, video in watched if step in ran]
+    return [
+        [_webp(picture, False) for picture in video] if step in ran else None
+        for step, video in watched
+    ]
 
 
 def _webp(picture: NDArray[np.uint8], lossless: bool) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from wanviz.adapters import adapter_for
 from wanviz.capture import capture
-from wanviz.errors import WanvizError
+from wanviz.errors import CaptureError
 from wanviz.trace import Trace
 from wanviz.widget import TraceWidget
 
@@ -65,22 +65,37 @@ class Playground(widgets.VBox):  # type: ignore[misc]
         self._say("Drawing … (interrupt the kernel to stop)")
         started = time.perf_counter()
         try:
-            with capture(self._pipe, previews=self._previews, links=self._previews) as trace:
-                self._pipe(prompt=self.prompt.value, **self._asked(), **self._options)
+            trace, problem = self._watched()
+            self._show(trace)
+            drawn = f"Drawn in {time.perf_counter() - started:.1f} s. {trace!r}"
+            self._say(drawn if problem is None else f"{drawn} {problem}")
         except KeyboardInterrupt:
             self._say("Stopped; nothing was changed.")
-        except (WanvizError, ValueError, TypeError, RuntimeError) as error:
+        except Exception as error:
             self._say(f"{type(error).__name__}: {error}")
-        else:
-            before = self.trace if self.compare.value else None
-            if before is None:
-                self._views.children = [TraceWidget(trace)]
-            else:
-                self._views.children = [TraceWidget(before, beside=trace)]
-            self.trace = trace
-            self._say(f"Drawn in {time.perf_counter() - started:.1f} s. {trace!r}")
         finally:
             self.draw.disabled = False
+
+    def _watched(self) -> tuple[Trace, CaptureError | None]:
+        """What the knobs ask for, and what of it could not be captured though the video was made."""
+        trace = None
+        try:
+            with capture(self._pipe, previews=self._previews, links=self._previews) as trace:
+                self._pipe(prompt=self.prompt.value, **self._asked(), **self._options)
+        except CaptureError as error:
+            if trace is None or trace.frames is None:
+                raise
+            return trace, error
+        return trace, None
+
+    def _show(self, trace: Trace) -> None:
+        """Put the views of a trace in place of the last ones, which would else live as long as the kernel."""
+        before = self.trace if self.compare.value else None
+        views = TraceWidget(trace) if before is None else TraceWidget(before, beside=trace)
+        last, self._views.children = self._views.children, [views]
+        for view in last:
+            view.close()
+        self.trace = trace
 
     def _asked(self) -> dict[str, Any]:
         asked: dict[str, Any] = {

@@ -17,7 +17,7 @@ from matplotlib.textpath import TextToPath
 from matplotlib.ticker import MaxNLocator
 
 from wanviz import views
-from wanviz.errors import OptionError
+from wanviz.errors import KeepError, OptionError
 from wanviz.font import figure_style, legible
 from wanviz.views import COLOR_MAP, Scale
 
@@ -283,12 +283,18 @@ def plot_steps(
         A figure; titles have the noise level, in the colour of the noise expert at work.
 
     Raises:
-        KeepError: there is nothing by steps: neither word maps nor previews were kept.
+        KeepError: there is nothing by steps: neither word maps nor previews were kept, or no watched step ran.
     """
     if most < 2:
         raise OptionError(f"most={most}: draw two steps or more")
     ran = {step["step"]: step for step in trace.record["steps"]}
-    steps = [step for step in trace.contents.labels["step"] if step in ran]
+    watched = trace.contents.labels["step"]
+    steps = [step for step in watched if step in ran]
+    if not steps:
+        raise KeepError(
+            f"steps {', '.join(map(str, watched))} were to be watched, and none of them ran: this run made "
+            f"steps {', '.join(map(str, ran)) or 'none'}; let it run on, or watch others (select={{'step': […]}})"
+        )
     places = sorted(
         {round(place) for place in np.linspace(0, len(steps) - 1, min(most, len(steps)))}
     )

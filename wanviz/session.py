@@ -383,7 +383,8 @@ def _over_budget(needed: int, subjects: list[Subject], options: Options, budget:
                 "(words=[…]), or some layers and steps (select={…}), or raise the budget"
             )
     smallest = replace(options, keep=((),), frames=None, routing=False, previews=False, links=False)
+    off = "".join(f", {name}=False" for name in ("previews", "links") if getattr(options, name))
     return (
         f"{said}raise it, or keep a few words (words=[…]); with all words the least is "
-        f"{size(smallest)} bytes, with keep=[()], frames=None, routing=False"
+        f"{size(smallest)} bytes, with keep=[()], frames=None, routing=False{off}"
     )

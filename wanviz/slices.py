@@ -97,24 +97,29 @@ def families(trace: Trace, most: int) -> tuple[tuple[Family, ...], bool]:
         The families; and whether something was grouped or left out to fit.
     """
     contents = trace.contents
+    mean_alone = (Family((), ()),)
     if "words" in trace.record["failed"]:
-        return (Family((), ()),), False
+        return mean_alone, False
     sets = _axis_sets(contents.keep)
     whole = sum(map(len, (subjects(trace).words, subjects(trace).kinds))) * contents.grid.tokens
     singles = _axis_sets([(axis,) for axes in sets for axis in axes])
-    for wanted, groups in ((sets, None), (sets, GROUPS), (singles, GROUPS)):
-        found = tuple(
-            Family(axes, tuple(_groups(contents.labels[axis], groups) for axis in axes))
-            for axes in wanted
-        )
+    everything = _families(contents, sets, None)
+    for found in (
+        everything,
+        _families(contents, sets, GROUPS),
+        _families(contents, singles, GROUPS),
+    ):
         if sum(math.prod(family.sizes()) for family in found) * whole <= most:
-            return found, groups is not None and found != tuple(_all(found, contents))
-    return (Family((), ()),), True
+            return found, found != everything
+    return mean_alone, mean_alone != everything
 
 
-def _all(found: Sequence[Family], contents: Contents) -> Iterator[Family]:
-    for family in found:
-        yield Family(family.axes, tuple(_groups(contents.labels[a], None) for a in family.axes))
+def _families(
+    contents: Contents, sets: Sequence[tuple[str, ...]], most: int | None
+) -> tuple[Family, ...]:
+    return tuple(
+        Family(axes, tuple(_groups(contents.labels[axis], most) for axis in axes)) for axes in sets
+    )
 
 
 def _axis_sets(keep: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -214,12 +219,14 @@ def chosen_slice(contents: Contents, asked: Mapping[str, tuple[int, int] | None]
         asked: by axis the first place and how many neighbours are averaged; None averages all.
 
     Raises:
-        OptionError: places that the trace does not have.
+        OptionError: axes or places that the trace does not have.
     """
     axes, choices = [], []
     for axis, places in asked.items():
         if places is None:
             continue
+        if axis not in contents.labels:
+            raise OptionError(f"{axis!r} is no axis: use {', '.join(contents.labels)}")
         first, members = places
         count = len(contents.labels[axis])
         if not (0 <= first < first + members <= count):

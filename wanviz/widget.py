@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,28 +35,28 @@ class TraceWidget(anywidget.AnyWidget):
     ) -> None:
         self._still = {} if still is None else dict(still)
         self._traces = [trace, *([] if beside is None else [beside])]
-        shown = self._shown()
+        shown = _shown(self._traces)
         super().__init__(data=shown, font=font_face(shown))
         self.on_msg(self._answer)
-
-    def _shown(self) -> dict[str, Any]:
-        pages = [page_data(trace) for trace in self._traces]
-        return {"first": pages[0], "second": pages[1] if len(pages) > 1 else None}
 
     def _answer(self, _: Any, content: dict[str, Any], __: Any) -> None:
         """Give a slice that was asked for, or show another branch."""
         side = min(int(content["side"]), len(self._traces) - 1)
         trace = self._traces[side]
         if "branch" in content:
-            self._traces[side] = branch_first(trace, str(content["branch"]))
-            shown = self._shown()
-            self.font, self.data = font_face(shown), shown
+            traces = [*self._traces]
+            traces[side] = branch_first(trace, str(content["branch"]))
+            shown = _shown(traces)
+            self._traces, self.font, self.data = traces, font_face(shown), shown
             return
         reply: dict[str, Any] = {"id": content["id"]}
         try:
             levels, units, frames = slice_of(trace, content["ask"])
         except WanvizError as error:
             self.send(reply | {"error": str(error)})
+            return
+        except (Exception, KeyboardInterrupt) as error:  # who asked waits, and must hear of it
+            self.send(reply | {"error": f"{type(error).__name__}: {error}"})
             return
         self.send(reply | {"frames": frames}, [levels, units])
 
@@ -67,6 +67,11 @@ class TraceWidget(anywidget.AnyWidget):
             return made
         bundle, more = made if isinstance(made, tuple) else (made, {})
         return {**bundle, **self._still}, more
+
+
+def _shown(traces: Sequence[Trace]) -> dict[str, Any]:
+    pages = [page_data(trace) for trace in traces]
+    return {"first": pages[0], "second": pages[1] if len(pages) > 1 else None}
 
 
 def branch_first(trace: Trace, name: str) -> Trace:

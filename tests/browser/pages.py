@@ -33,4 +33,6 @@ def chip(page, word):
 def choose(page, **places):
     """Choose a layer, head or step by its name; None for the mean."""
     for axis, place in places.items():
-        page.select_option(f"[data-id={axis}]", label="mean" if place is None else str(place))
+        page.locator(f"[data-id={axis}]").select_option(
+            label="mean" if place is None else str(place)
+        )

@@ -1,6 +1,7 @@
 """The report in a real browser, opened from disk with the network blocked."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,34 @@ MOST_PAGE = 16_000_000  # bytes
 MOST_SECONDS = 2.0
 WEBP_LOSS = 6  # levels of light, of pictures with small losses
 EVERY_SLICE = (("layer", "head"), ("layer", "step"))
+GROUPED = "grouped", 5 * 9  # a page, and how many maps of each subject it has room for
+APART = "apart", 5 + 3
 EMOJI = "😀👩🏽‍🚀 a woman 🌂 in rain 🐶 is lost"
+
+
+def watched(trace, *steps):
+    """What a capture with select={"step": steps} keeps of a trace that kept all steps by layer."""
+    contents, places = trace.contents, list(steps)
+    arrays = dict(contents.arrays)
+    for name in ("cond/words/layer+step", "cond/frames/layer+step", "cond/load"):
+        arrays[name] = arrays[name][:, places]
+    if "previews" in arrays:
+        arrays["previews"] = arrays["previews"][places]
+    return Trace(replace(contents, arrays=arrays, labels=contents.labels | {"step": steps}))
+
+
+def stopped(trace, after):
+    """A trace whose run ended early."""
+    record = trace.record | {"steps": trace.record["steps"][:after]}
+    return Trace(replace(trace.contents, record=record))
+
+
+def looking_away(trace):
+    """A trace whose first frame never looks at the fourth."""
+    arrays = dict(trace.contents.arrays)
+    arrays["cond/links"] = arrays["cond/links"].copy()
+    arrays["cond/links"][0, :, 3] = 0
+    return Trace(replace(trace.contents, arrays=arrays))
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +68,20 @@ def pages(painted, tmp_path_factory):
     report(painted(keep=EVERY_SLICE, previews=True, links=True), folder / "steps.html")
     report(painted(), folder / "two.html", beside=painted(OTHER, keep=EVERY_SLICE))
     report(painted(HOSTILE, truncated_at=200), folder / "hostile.html")
+    some = watched(painted(keep=EVERY_SLICE, previews=True), 1, 3, 5)
+    report(some, folder / "some.html")
+    report(some, folder / "some-and-all.html", beside=painted(keep=EVERY_SLICE, previews=True))
+    report(stopped(painted(keep=EVERY_SLICE, previews=True), 3), folder / "stopped.html")
+    report(painted(keep=(("layer", "head"),), previews=True), folder / "predictions.html")
+    report(looking_away(painted(links=True)), folder / "away.html")
+    for (name, maps), trace in (
+        (GROUPED, painted(keep=(("layer", "step"),), steps=12, previews=True)),
+        (APART, painted(keep=(("layer", "head"),))),
+    ):
+        room = maps * (len(trace.words) + 2) * trace.contents.grid.tokens
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("wanviz.page.MOST_MAP_BYTES", room)
+            report(trace, folder / f"{name}.html")
     report(painted(video=False, keep=((),), frames=None), folder / "bare.html")
     report(painted(EMOJI, truncated_at=19), folder / "emoji.html")
     (folder / "cell.html").write_text(
@@ -128,6 +170,17 @@ def test_the_keyboard_reaches_words_plays_and_steps(visit):
         "frame 1 / 16"
     )  # page scripts may not eval
     page.keyboard.press("Space")
+    assert page.locator("[data-id=play]").get_attribute("aria-label") == "Play"
+
+
+@pytest.mark.parametrize("name", ["predicted", "baseline"])
+def test_the_space_bar_ticks_a_box_that_has_the_focus_and_plays_nothing(visit, name):
+    page = visit("steps")
+    box = page.locator(f"[data-id={name}]")
+    before = box.is_checked()
+    box.focus()
+    page.keyboard.press("Space")
+    assert box.is_checked() != before
     assert page.locator("[data-id=play]").get_attribute("aria-label") == "Play"
 
 
@@ -325,6 +378,55 @@ def test_a_step_shows_what_it_predicted_and_where_a_word_was_read(visit, painted
     assert np.abs(thumb - trace.previews.values[5, 3]).mean() < WEBP_LOSS
 
 
+def assert_predicted(page, trace, step):
+    """The player shows what a step of the trace predicted, in frame 10."""
+    place = trace.contents.labels["step"].index(step)
+    assert np.abs(pixels(page) - trace.previews.values[place, 3]).mean() < WEBP_LOSS
+
+
+@pytest.mark.parametrize(
+    ("name", "ran", "place"), [("some", (1, 3, 5), 1), ("stopped", (0, 1, 2), 2)]
+)
+def test_the_strip_has_the_steps_that_were_watched_and_ran(visit, painted, name, ran, place):
+    whole, page = painted(keep=EVERY_SLICE, previews=True), visit(name)
+    page.locator("[data-id=scrub]").fill("10")
+    assert page.locator("[data-id=steps] button").all_inner_texts() == list(map(str, ran))
+    page.locator("[data-id=steps] button").nth(place).click()
+    step = ran[place]
+    assert page.locator("[data-id=step] option:checked").inner_text() == str(step)
+    assert page.locator("[data-id=step-said]").inner_text().startswith(f"step {step}: ")
+    assert_predicted(page, whole, step)
+    page.uncheck("[data-id=predicted]")
+    chip(page, "伞").hover()
+    mass = whole.word_map("伞", step=step).values
+    shown = views.overlay(whole.frames[10], mass[3], views.Scale.of(mass)).astype(int)
+    assert np.abs(pixels(page) - shown).max() <= COLOR_STEPS
+
+
+def test_a_group_of_steps_has_the_finished_video_and_each_step_its_prediction(visit, painted):
+    page = visit(GROUPED[0])
+    trace = painted(keep=(("layer", "step"),), steps=12, previews=True)
+    page.locator("[data-id=scrub]").fill("10")
+    choose(page, step="6–7")
+    assert page.locator("[data-id=step-said]").inner_text() == "steps 6–7"
+    assert np.abs(pixels(page) - trace.frames[10]).max() == 0
+    assert page.locator("[data-id=steps] button").count() == 12
+    page.locator("[data-id=steps] button").nth(6).click()
+    assert page.locator("[data-id=step] option:checked").inner_text() == "6"
+    assert_predicted(page, trace, 6)
+    assert "groups of steps" in page.locator("[data-id=steps-note]").inner_text()
+
+
+def test_predictions_are_shown_without_maps_by_steps(visit, painted):
+    trace, page = painted(previews=True), visit("predictions")
+    page.locator("[data-id=scrub]").fill("10")
+    page.locator("[data-id=steps] button").nth(4).click()
+    assert_predicted(page, trace, 4)
+    assert '("layer", "step")' in page.locator("[data-id=steps-note]").inner_text()
+    page.uncheck("[data-id=predicted]")
+    assert np.abs(pixels(page) - trace.frames[10]).max() == 0
+
+
 def test_a_page_without_steps_or_previews_says_how_to_get_them(visit):
     page = visit("plain")
     assert '("layer", "step")' in page.locator("[data-id=steps-note]").inner_text()
@@ -383,6 +485,13 @@ def test_a_page_without_heads_says_how_to_get_them(visit):
     assert '("layer", "head")' in page.locator("[data-id=heads-note]").inner_text()
 
 
+def test_heads_that_were_kept_and_do_not_fit_are_not_asked_for_again(visit):
+    page = visit(APART[0])
+    assert page.locator("[data-id=head] option").all_inner_texts() == ["mean", "0", "1"]
+    assert "too large for a page" in page.locator("[data-id=heads-note]").inner_text()
+    assert "not combined" in page.locator("[data-id=reading]").inner_text()
+
+
 def test_distance_is_subtracted_from_how_frames_look_at_frames(visit, painted):
     trace, page = painted(), visit("plain")
     mass = trace.frame_attention().mass.values
@@ -428,6 +537,14 @@ def test_a_cell_of_the_frames_shows_which_places_look_where(visit, painted):
         assert np.abs(left[16 * r + 8, 16 * c + 8] - plain[0][16 * r + 8, 16 * c + 8]).max() > 20
     assert "sixteen places" in page.locator("[data-id=links-note]").inner_text()
     assert "links=True" in visit("plain").locator("[data-id=links-note]").inner_text()
+
+
+def test_places_that_look_nowhere_in_a_frame_have_no_dots_there(visit, painted):
+    trace, page = painted(), visit("away")
+    page.locator("[data-id=frames] rect").nth(3).hover()  # frame 0 looks at the fourth
+    plain = trace.frames[[0, 11]].repeat(2, 1).repeat(2, 2).astype(int)  # 96 pixels on 192
+    for i in (0, 1):
+        assert np.abs(pixels(page, f".wv-pair canvas:nth-child({i + 1})") - plain[i]).max() <= 1
 
 
 def test_a_token_expert_shows_where_it_works(visit, painted):
@@ -479,6 +596,29 @@ def test_two_traces_are_linked_in_time_and_word_and_subtracted(visit, painted):
     assert left.locator("[data-id=now-word]").inner_text() == "No word chosen"
     right.locator(".wv-chip", has_text="公园").click()
     assert right.locator('.wv-chip[aria-pressed="true"]').count() == 1
+
+
+def test_two_traces_are_linked_by_the_name_of_a_step_and_show_finished_videos(visit, painted):
+    trace, page = painted(), visit("some-and-all")
+    left, right = (page.locator(f"[data-side={side}]") for side in ("first", "second"))
+    note = page.locator("[data-id=difference-note]")
+    left.locator(".wv-chip", has_text="伞").click()
+    page.mouse.move(5, 5)
+    choose(left, step=3)  # the second of those that the first has
+    assert right.locator("[data-id=step] option:checked").inner_text() == "3"
+    assert note.inner_text().startswith("First less second")
+    choose(right, step=4)
+    assert left.locator("[data-id=step] option:checked").inner_text() == "mean"
+    assert "first: mean over layers, heads and steps; second: step 4" in note.inner_text()
+    choose(left, step=5, layer=1)
+    choose(left, head=1)
+    assert "not in the page" in note.inner_text()
+    left.locator(".wv-chip", has_text="伞").click()
+    page.mouse.move(5, 5)
+    assert "Choose a word" in note.inner_text()
+    for side in ("first", "second"):
+        screen = f"[data-side={side}] [data-id=screen]"
+        assert np.abs(pixels(page, screen) - trace.frames[0]).max() == 0
 
 
 def real_size() -> Trace:

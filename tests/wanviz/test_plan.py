@@ -95,8 +95,13 @@ def test_what_the_budget_error_suggests_works(pipe, generate):
 def test_a_budget_too_small_for_anything_says_the_least_that_works(pipe, generate):
     least = wanviz.plan(pipe, PROMPT, keep=[()], frames=None, routing=False, **SMALL).nbytes
     with (
-        pytest.raises(wanviz.BudgetError, match=rf"the least is {least} bytes"),
+        pytest.raises(wanviz.BudgetError, match=rf"the least is {least} bytes.*routing=False$"),
         wanviz.capture(pipe, budget=1000),
+    ):
+        generate()
+    with (
+        pytest.raises(wanviz.BudgetError, match=r"routing=False, previews=False, links=False$"),
+        wanviz.capture(pipe, budget=1000, previews=True, links=True),
     ):
         generate()
 

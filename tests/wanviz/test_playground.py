@@ -1,11 +1,15 @@
 """Knobs that draw again."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
 import wanviz
 from tests.wanviz import real_wan
 from wanviz.playground import Playground
+from wanviz.reducers import WordMasses
 from wanviz.widget import TraceWidget
 
 SMALL = {"height": 32, "width": 48, "num_frames": 9}
@@ -67,6 +71,52 @@ def test_what_goes_wrong_is_a_sentence_and_the_last_video_stays(knobs, monkeypat
     bad.draw.click()
     assert "height=33" in bad.said.value
     assert views(bad) == ()
+
+
+def test_the_last_video_is_let_go_once_another_is_shown(knobs):
+    knobs.draw.click()
+    last = weakref.ref(knobs.trace), weakref.ref(views(knobs)[0])
+    knobs.draw.click()
+    gc.collect()
+    assert [found() for found in last] == [None, None]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), KeyError("colour")])
+def test_what_goes_wrong_while_the_views_are_made_is_a_sentence(knobs, monkeypatch, error):
+    def broken(*args, **options):
+        raise error
+
+    knobs.draw.click()
+    before = views(knobs), knobs.trace
+    with monkeypatch.context() as patch:
+        patch.setattr("wanviz.playground.TraceWidget", broken)
+        knobs.draw.click()
+    said = "Stopped" if isinstance(error, KeyboardInterrupt) else "KeyError"
+    assert said in knobs.said.value
+    assert (views(knobs), knobs.trace) == before
+    assert not knobs.draw.disabled
+
+
+def test_a_trace_that_lacks_a_part_is_shown_with_a_sentence(knobs, monkeypatch):
+    def fail(self, event):
+        raise ValueError("no room on the abacus")
+
+    monkeypatch.setattr(WordMasses, "consume", fail)
+    knobs.draw.click()
+    assert "no room on the abacus" in knobs.said.value and "Drawn in" in knobs.said.value
+    (shown,) = views(knobs)
+    assert shown.data["first"]["video"]["count"] == 9
+    assert np.isfinite(knobs.trace.frame_attention().mass).all()
+
+
+def test_several_videos_at_once_get_a_sentence():
+    pipe = real_wan.wan21()
+    pipe.set_progress_bar_config(disable=True)
+    knobs = Playground(pipe, "a dog", height=32, width=32, num_frames=5, num_videos_per_prompt=2)
+    knobs.steps.value = 2
+    knobs.draw.click()
+    assert "trace.videos[0]" in knobs.said.value
+    assert views(knobs) == () and knobs.trace is None
 
 
 def test_real_wan_is_drawn_with_a_generator():

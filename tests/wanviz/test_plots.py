@@ -241,6 +241,14 @@ def test_steps_without_previews_have_the_finished_video_under_the_maps(painted):
     assert len(images(alone)) == 6
 
 
+def test_a_run_that_never_came_to_the_watched_steps_gets_a_sentence(painted):
+    trace = painted(keep=(("layer", "step"),), previews=True)
+    trace.record["steps"] = []
+    for word in ("伞", None):
+        with pytest.raises(KeepError, match="none of them ran"):
+            plot_steps(trace, word)
+
+
 def test_heads_and_steps_refuse_what_they_cannot_draw(painted):
     trace = painted()
     with pytest.raises(KeepError, match="would have kept it"):

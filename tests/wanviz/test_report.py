@@ -18,6 +18,7 @@ from wanviz.errors import ReportError, TraceFileError
 from wanviz.page import MISSING, MOST_LEVEL, page_data, quantise
 from wanviz.report import render, report
 from wanviz.show import mimebundle
+from wanviz.widget import branch_first
 
 HOSTILE = (
     "<img src=x onerror=alert(1)> </script><script>alert(2)</script><!-- {{js}} {{data}} \"'` "
@@ -134,6 +135,20 @@ def test_what_does_not_fit_is_averaged_in_groups_and_then_left_out(painted, monk
     assert grouped
     assert [family.axes for family in found] == [("layer",), ("step",)]
     assert slices.families(trace, most=each) == ((slices.Family((), ()),), True)
+
+
+def test_pairs_that_are_left_out_count_as_left_out_though_each_axis_is_whole(painted):
+    trace = painted(keep=(("layer", "head"),))
+    each = (len(trace.words) + 2) * 5 * 12 * 12
+    found, grouped = slices.families(trace, most=8 * each)
+    assert [len(family.choices[0]) for family in found] == [4, 2]
+    assert grouped
+
+
+def test_a_page_says_of_its_own_branch_where_the_prompt_was_cut(painted):
+    trace = painted("一位女子在雨中", truncated_at=4, negative="模糊的画面")
+    assert page_data(trace)["cut"] == 4
+    assert page_data(branch_first(trace, "uncond"))["cut"] is None
 
 
 def test_what_was_not_computed_has_a_level_of_its_own():

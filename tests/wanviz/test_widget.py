@@ -61,6 +61,7 @@ def test_neighbours_are_averaged(painted):
         {"step": [-1, 1]},
         {"head": ["x", 1]},
         {"layer": 3},
+        {"color": [0, 1]},
         [1],
     ],
 )
@@ -84,6 +85,30 @@ def test_what_was_not_kept_is_told_as_the_trace_tells_it(painted):
     )
     assert content["id"] == 3 and buffers is None
     assert "would have kept it" in content["error"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("out of memory")])
+def test_a_question_is_answered_also_when_the_kernel_fails(painted, monkeypatch, error):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("wanviz.widget.slice_of", broken)
+    ((content, buffers),) = told(TraceWidget(painted()), {"side": 0, "id": "a", "ask": {}})
+    assert content["id"] == "a" and buffers is None
+    assert content["error"].startswith(type(error).__name__)
+
+
+def test_a_branch_that_was_interrupted_leaves_the_one_that_is_drawn(painted, monkeypatch):
+    widget = TraceWidget(painted(keep=EVERYTHING, negative="模糊的画面"))
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wanviz.widget.page_data", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            told(widget, {"side": 0, "branch": "uncond"})
+    assert widget._traces[0].branches[0] == widget.data["first"]["branch"] == "cond"
 
 
 def test_another_branch_is_shown_with_its_own_words(painted):

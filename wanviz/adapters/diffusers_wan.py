@@ -308,6 +308,8 @@ class DiffusersWanAdapter:
             raise OptionError(
                 "this pipeline has one denoiser for all noise levels: nothing to force"
             )
+        if not 0 <= before <= 1:
+            raise OptionError("a noise expert is forced already: leave that block first")
         pipe.register_to_config(boundary_ratio={"high": -1.0, "low": 2.0}[which])
         try:
             yield
@@ -471,6 +473,7 @@ class WanDenoiser:
     ) -> None:
         """Encode the video and draw its noise, from a generator of its own."""
         self.grid, self.encoded, self.sigmas = grid, encoded, clip.sigmas
+        self.keys = None
         self._pipe, self._device = pipe, device
         with torch.no_grad():
             video = clip.video.to(device, pipe.vae.dtype)
@@ -536,12 +539,15 @@ class WanStage:
     """See `stage.Stage`."""
 
     def __init__(self, pipe: Any, models: dict[str, Any], hooks: HookSet) -> None:
-        """Listen to the branches that are announced."""
+        """Listen to the branches that are announced, and look at the size of what the denoisers are given."""
         self._pipe = pipe
+        self._next: dict[str, Any] = {}  # announced, and not yet followed by a call
         self._context: dict[str, Any] = {}
+        self._grid: tuple[int, int, int] | None = None
         both = {"transformer": "high", "transformer_2": "low"}
         for model in models.values():
             hooks.around(model, "cache_context", self._announced)
+            hooks.before_call(model, partial(self._begin, tuple(model.config.patch_size)))
         self.blocks = tuple(
             BlockPart(
                 noise_expert=both[name] if len(models) == 2 else "",
@@ -551,6 +557,7 @@ class WanStage:
                     for attribute, kind in ATTENTIONS.items()
                 },
                 stream=block,
+                choice=None,
                 router=None,
                 experts=(),
             )
@@ -559,7 +566,19 @@ class WanStage:
         )
 
     def _announced(self, args: Arguments, kwargs: Keywords) -> None:
-        self._context = {"name": kwargs.get("name", args[0] if args else None), **kwargs}
+        self._next = {"name": kwargs.get("name", args[0] if args else None), **kwargs}
+
+    def _begin(self, patch: tuple[int, int, int], args: Arguments, kwargs: Keywords) -> None:
+        """A forward starts; one that no pipeline announced is of no branch."""
+        self._context, self._next = self._next, {}
+        latents = args[0] if args else kwargs["hidden_states"]
+        f, h, w = (size // part for size, part in zip(latents.shape[2:], patch, strict=True))
+        self._grid = f, h, w
+
+    def grid(self) -> tuple[int, int, int]:
+        """See `stage.Stage`."""
+        assert self._grid is not None  # asked inside a forward
+        return self._grid
 
     def rows(self, branch: str, batch: int) -> slice | None:
         """See `stage.Stage`."""
@@ -587,6 +606,7 @@ def _attention(kind: Kind, module: Any) -> AttentionPart:
         v=module.to_v,
         mix=module.to_out[0],
         apart=False,
+        window=None,
         split=lambda tensor: tensor.unflatten(2, (module.heads, -1)).transpose(1, 2),
         with_bias=_with_bias,
     )

@@ -30,6 +30,7 @@ class AttentionPart:
     v: Hookable
     mix: Any  # the linear layer behind the heads: its input is `[b, l, n·d]`
     apart: bool  # whether frames are computed one by one, so that logits are frames × frames
+    window: int | None  # frames or places that are seen to each side; None is all
     split: Callable[[Tensor], Tensor]  # what q, k and v give -> `[b, n, s, d]`
     with_bias: Callable[[Arguments, Keywords, Tensor], tuple[Arguments, Keywords]]
 
@@ -42,6 +43,9 @@ class BlockPart:
     layer: int
     attentions: dict[str, AttentionPart]  # by kind: cross_attn, and self_attn or temporal_attn
     stream: Hookable  # its output is the residual stream `[b, l, c]` behind the block
+    choice: (
+        Hookable | None
+    )  # its output is `[b, l, topk]`, the token experts that work on each token
     router: Hookable | None  # its output is `[b, l, expert]`, the wish for each token expert
     experts: tuple[Hookable, ...]  # their outputs are their answers
 
@@ -54,6 +58,9 @@ class Stage(Protocol):
     def rows(self, branch: str, batch: int) -> slice | None:
         """Which rows of the running forward's batch belong to a branch; None where it has none of it."""
 
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of the running forward's tokens."""
+
     def step(self) -> int | None:
         """The denoising step of the running forward, from 0; None where no pipeline runs."""
 
@@ -63,6 +70,9 @@ class Denoiser(Protocol):
 
     grid: Grid
     encoded: EncodedPrompt  # the prompt that the video is looked at with
+    keys: (
+        int | None
+    )  # how many keys of the prompt cross-attention sees, </s> included; None: all, with padding
     sigmas: tuple[float, ...]
     latents: Tensor  # 1 c f h w, clean and normalised, float32
 

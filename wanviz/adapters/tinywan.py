@@ -262,8 +262,8 @@ class TinywanAdapter:
         return TinywanDenoiser(self._pipe, clip, self.encode(clip.prompt))
 
     def stage(self, hooks: HookSet) -> TinywanStage:
-        """The pipeline's parts; tinywan tells by itself what it is doing, so no hook is needed."""
-        return TinywanStage(self._pipe)
+        """The pipeline's parts; tinywan tells by itself what it is doing, and its denoiser is given the size."""
+        return TinywanStage(self._pipe, hooks)
 
     def draw(self, prompt: str, seed: int, **asked: Any) -> Any:
         """Call the pipeline."""
@@ -276,6 +276,8 @@ class TinywanAdapter:
         if pipe.transformer is pipe.transformer_2:
             raise OptionError("this model has one denoiser for all noise levels: nothing to force")
         before = pipe.config
+        if not 0 <= before.boundary_ratio <= 1:
+            raise OptionError("a noise expert is forced already: leave that block first")
         pipe.config = replace(before, boundary_ratio={"high": -1.0, "low": 2.0}[which])
         try:
             yield
@@ -337,6 +339,8 @@ class TinywanDenoiser:
             patch_size=pipe.transformer.config.patch_size,
         )
         self.encoded, self.sigmas = encoded, clip.sigmas
+        masked = pipe.transformer.config.mask_padding
+        self.keys = len(encoded.tokens) + 1 if masked else None
         self._pipe = pipe
         with torch.no_grad():
             self.latents = pipe.vae.encode(clip.video.to(pipe.device)).float()
@@ -381,9 +385,12 @@ class TinywanDenoiser:
 class TinywanStage:
     """See `stage.Stage`."""
 
-    def __init__(self, pipe: tinywan.TextToVideoPipeline) -> None:
-        """Nothing is registered."""
+    def __init__(self, pipe: tinywan.TextToVideoPipeline, hooks: HookSet) -> None:
+        """Look at the size of what the denoisers are given."""
         self._pipe = pipe
+        self._grid: tuple[int, int, int] | None = None
+        for model in denoisers(pipe):
+            hooks.before_call(model, partial(self._begin, model))
         self.blocks = tuple(
             BlockPart(
                 noise_expert=expert,
@@ -394,12 +401,21 @@ class TinywanStage:
                     if hasattr(block, kind)
                 },
                 stream=block.resid_post,
+                choice=block.moe.expert_ids if hasattr(block, "moe") else None,
                 router=block.moe.router_logits if hasattr(block, "moe") else None,
                 experts=tuple(e.out for e in block.moe.experts) if hasattr(block, "moe") else (),
             )
             for model, expert in denoisers(pipe).items()
             for layer, block in enumerate(model.blocks)
         )
+
+    def _begin(self, model: Any, args: Arguments, kwargs: Keywords) -> None:
+        self._grid = model.grid(args[0] if args else kwargs["latents"])
+
+    def grid(self) -> tuple[int, int, int]:
+        """See `stage.Stage`."""
+        assert self._grid is not None  # asked inside a forward
+        return self._grid
 
     def rows(self, branch: str, batch: int) -> slice | None:
         """See `stage.Stage`."""
@@ -426,6 +442,7 @@ def _attention(kind: Any, module: Any) -> AttentionPart:
         v=module.v,
         mix=module.to_out,
         apart=module.pattern in ("spatial", "temporal"),
+        window=module.window,
         split=lambda tensor: tensor,  # they have their heads already
         with_bias=_with_bias,
     )

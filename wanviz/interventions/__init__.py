@@ -4,7 +4,8 @@
 ...     pipe(prompt, seed=7)
 
 Hooks are in place inside the block and gone afterwards, also when the model or the user raises. Interventions nest,
-among each other and with `capture`, which then sees the changed model.
+among each other and with `capture`, which sees the changed model where it is entered last; what `reweight` and
+`reweight_frames` add inside the softmax is in its effects, not in the maps of the same layer, which are of q and k.
 """
 
 from wanviz.interventions.compare import Comparison, compare

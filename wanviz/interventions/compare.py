@@ -67,6 +67,6 @@ def compare(
     draw = adapter_for(pipe).draw
     with capture(pipe) as before:
         draw(prompt, seed, **options)
-    with capture(pipe) as after, change:
+    with change, capture(pipe) as after:  # in this order: it looks at what the change has made
         draw(prompt if instead is None else instead, seed, **options)
     return Comparison(before, after)

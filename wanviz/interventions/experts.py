@@ -12,7 +12,7 @@ from torch import Tensor
 from wanviz.adapters import adapter_for
 from wanviz.adapters.stage import BlockPart
 from wanviz.errors import OptionError
-from wanviz.interventions.scope import Reach, factor_of, grid_mask, reach, to_rows
+from wanviz.interventions.scope import Reach, grid_mask, is_whole, placed_factors, reach, to_rows
 
 
 @contextmanager
@@ -29,16 +29,13 @@ def scale_experts(
     Raises:
         OptionError: a model without token experts, an expert or a factor that cannot be.
     """
-    if not factors:
-        raise OptionError("factors is empty: say which token experts to scale, e.g. {(0, 3): 0}")
-    layers = {layer for layer, _ in factors}
-    with reach(pipe, layers, steps) as reached:
+    asked = placed_factors(factors, "token expert")
+    with reach(pipe, {layer for layer, _ in asked}, steps) as reached:
         for block in _with_experts(reached):
-            for (layer, expert), factor in factors.items():
+            for (layer, expert), scale in asked.items():
                 _check_expert(block, expert)
                 if layer != block.layer:
                     continue
-                scale = factor_of(f"token expert {expert} of layer {layer}", factor)
 
                 def change(answer: Tensor, scale: float = scale) -> Tensor | None:
                     chosen = reached.scope.steps
@@ -84,7 +81,7 @@ def force_expert(
                 forced = logits[rows].clone()
                 forced[..., expert] = logits.max() + 1e4  # the others' shares vanish
                 if where is not None:
-                    kept = grid_mask(where, tuple(where.shape)).to(logits)[:, None] < 0.5
+                    kept = grid_mask(where, reached.stage.grid()).to(logits)[:, None] < 0.5
                     forced = torch.where(kept, logits[rows], forced)
                 return to_rows(logits, rows, forced)
 
@@ -117,11 +114,7 @@ def _with_experts(reached: Reach) -> list[BlockPart]:
 
 
 def _check_expert(block: BlockPart, expert: int) -> None:
-    if (
-        isinstance(expert, bool)
-        or not isinstance(expert, int)
-        or not 0 <= expert < len(block.experts)
-    ):
+    if not is_whole(expert) or expert >= len(block.experts):
         raise OptionError(
             f"token expert {expert!r}: this model has {len(block.experts)} in each layer, from 0"
         )

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from wanviz.errors import OptionError
 from wanviz.hooks import Arguments, Keywords
-from wanviz.interventions.scope import reach
+from wanviz.interventions.scope import as_numbers, reach
 from wanviz.layout import format_bytes, parse_bytes
 
 
@@ -40,18 +38,23 @@ def reweight_frames(
     Raises:
         OptionError: factors that cannot be, or are too many for the budget.
     """
-    scale = np.asarray(getattr(factors, "values", factors), dtype=np.float32)
-    square = scale.ndim == 2 and scale.shape[0] == scale.shape[1]
-    if not square or not np.isfinite(scale).all() or scale.min() < 0 or not scale.any(axis=1).all():
+    scale = as_numbers("factors", factors)
+    square = scale.ndim == 2 and 0 < scale.shape[0] == scale.shape[1]
+    if not square or not scale.isfinite().all() or scale.min() < 0 or not scale.any(1).all():
         raise OptionError(
-            f"factors is shaped {scale.shape}: give a square of finite numbers from 0, a row for each latent frame "
+            f"factors is shaped {tuple(scale.shape)}: give a square of finite numbers from 0, a row for each latent frame "
             "that looks, with at least one number above 0"
         )
-    logs = torch.from_numpy(scale).log()  # f f
+    logs = scale.log()  # f f
     most = parse_bytes(budget)
     with reach(pipe, layers, steps, branch) as reached:
         for block in reached.scope.blocks(reached.stage):
             part = block.attentions.get("temporal_attn") or block.attentions["self_attn"]
+            if part.window is not None and not _near(scale, part.window).any(1).all():
+                raise OptionError(
+                    f"a frame of layer {block.layer} sees {part.window} frames to each side, and factors leaves one "
+                    "nothing to look at there: give a number above 0 among those, e.g. to itself"
+                )
 
             def change(
                 args: Arguments, kwargs: Keywords, part: Any = part
@@ -60,14 +63,21 @@ def reweight_frames(
                 rows = reached.scope.rows(reached.stage, len(x))
                 if rows is None:
                     return None
-                f, per_frame = len(logs), x.shape[1] // len(logs)
-                if f * per_frame != x.shape[1] or (part.apart and kwargs["grid"][0] != f):
-                    raise OptionError(f"factors has {f} latent frames, and this video has others")
-                bias = _bias(logs.to(x.device), per_frame, part.apart, len(x), rows, most)
+                f, h, w = reached.stage.grid()
+                if f != len(logs):
+                    raise OptionError(
+                        f"factors has {len(logs)} latent frames and this video {f}: give a row and a column for each"
+                    )
+                bias = _bias(logs.to(x.device), h * w, part.apart, len(x), rows, most)
                 return part.with_bias(args, kwargs, bias.to(x.dtype))
 
             reached.hooks.change_call(part.module, change)
         yield
+
+
+def _near(scale: Tensor, window: int) -> Tensor:
+    """The factors of frames within a window, 0 elsewhere."""
+    return scale.triu(-window).tril(window)
 
 
 def _bias(logs: Tensor, per_frame: int, apart: bool, batch: int, rows: slice, most: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from wanviz.errors import OptionError
 from wanviz.hooks import Arguments, Keywords
-from wanviz.interventions.scope import factor_of, reach, to_rows
+from wanviz.interventions.scope import placed_factors, reach, to_rows
 
 
 @contextmanager
@@ -34,22 +34,20 @@ def scale_heads(
     Raises:
         OptionError: a head, a kind or a factor that cannot be.
     """
-    if not factors:
-        raise OptionError("factors is empty: say which heads to scale, e.g. {(0, 3): 0}")
-    layers = {layer for layer, _ in factors}
-    with reach(pipe, layers, steps, branch) as reached:
+    asked = placed_factors(factors, "head")
+    with reach(pipe, {layer for layer, _ in asked}, steps, branch) as reached:
         for block in reached.scope.blocks(reached.stage):
             if kind not in block.attentions:
                 raise OptionError(f"kind={kind!r}: this model has {', '.join(block.attentions)}")
             part = block.attentions[kind]
             scale = torch.ones(part.heads)
-            for (layer, head), factor in factors.items():
-                if not 0 <= head < part.heads:
+            for (layer, head), factor in asked.items():
+                if head >= part.heads:
                     raise OptionError(
                         f"head {head} of layer {layer}: this model has {part.heads} heads, from 0"
                     )
                 if layer == block.layer:
-                    scale[head] = factor_of(f"head {head} of layer {layer}", factor)
+                    scale[head] = factor
 
             def change(
                 args: Arguments, kwargs: Keywords, scale: torch.Tensor = scale

@@ -168,7 +168,7 @@ def inject(
                     )
                 found = found.to(now)
                 if where is not None:
-                    mask = grid_mask(where, tuple(where.shape)).to(now)[:, None]  # l 1
+                    mask = grid_mask(where, reached.stage.grid()).to(now)[:, None]  # l 1
                     found = torch.lerp(now, found, mask)
                 return to_rows(output, rows, found)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,22 +79,44 @@ def chosen_numbers(
     if numbers is None:
         return None
     found = list(numbers) if isinstance(numbers, Iterable) and not isinstance(numbers, str) else []
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in found)
-    if not found or not whole or (count is not None and max(found) >= count):
+    if not found or not all(map(is_whole, found)) or (count is not None and max(found) >= count):
         most = "" if count is None else f" below {count}"
         raise OptionError(f"{name}={numbers!r}: give whole numbers from 0{most}, e.g. {name}=[0]")
-    return frozenset(found)
+    return frozenset(int(n) for n in found)
+
+
+def is_whole(number: Any) -> bool:
+    """Whether something is a whole number from 0, NumPy's too."""
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 0
 
 
 def factor_of(name: str, value: Any) -> float:
     """A factor: finite, 0 or more."""
     if (
         isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value < float("inf")
+        or not isinstance(value, Real)
+        or not 0 <= float(value) < float("inf")
     ):
         raise OptionError(f"{name} is scaled by {value!r}: use 0 (ablate), 1 (leave) or more")
     return float(value)
+
+
+def placed_factors(factors: Any, what: str) -> dict[tuple[int, int], float]:
+    """Factors by (layer, head) or (layer, token expert).
+
+    Raises:
+        OptionError: there are none, or they are not by pairs of whole numbers.
+    """
+    found = dict(factors) if isinstance(factors, Mapping) else {}
+    pairs = all(isinstance(key, tuple) and len(key) == 2 for key in found)
+    if not found or not pairs or not all(is_whole(number) for key in found for number in key):
+        raise OptionError(
+            f"factors={factors!r}: give a factor by (layer, {what}), both from 0, e.g. {{(0, 3): 0}}"
+        )
+    return {
+        (int(layer), int(number)): factor_of(f"{what} {number} of layer {layer}", factor)
+        for (layer, number), factor in found.items()
+    }
 
 
 def to_rows(tensor: Tensor, rows: slice, changed: Tensor) -> Tensor:
@@ -102,21 +126,34 @@ def to_rows(tensor: Tensor, rows: slice, changed: Tensor) -> Tensor:
     return copy
 
 
-def grid_mask(where: Any, shape: tuple[int, int, int]) -> Tensor:
+def as_numbers(name: str, given: Any) -> Tensor:
+    """An array, a DataArray, a tensor or nested lists, in float32 on the CPU.
+
+    Raises:
+        OptionError: it is none of these.
+    """
+    try:
+        array = given.numpy(force=True) if isinstance(given, Tensor) else given
+        return torch.from_numpy(np.array(array, dtype=np.float32))
+    except (TypeError, ValueError):
+        raise OptionError(f"{name}={given!r}: give an array of numbers") from None
+
+
+def grid_mask(where: Any, grid: tuple[int, int, int]) -> Tensor:
     """Places of the token grid as float32 `[l]` in [0, 1].
 
     Args:
         where: bool or numbers in [0, 1] over (frame, row, column), an array or a DataArray.
-        shape: (f, h, w) of the grid.
+        grid: (f, h, w).
 
     Raises:
         OptionError: it is of another shape, or has other numbers.
     """
-    found = torch.as_tensor(getattr(where, "values", where)).float()
-    if tuple(found.shape) != shape:
+    found = as_numbers("where", where)
+    if tuple(found.shape) != grid:
         raise OptionError(
-            f"where is shaped {tuple(found.shape)}, and this video has {shape} tokens (frames, rows, columns): "
-            "give one number in [0, 1] for each"
+            f"where is shaped {tuple(found.shape)}, and this video has {grid} tokens (frames, rows, columns), as "
+            "trace.word_map(…): give one number in [0, 1] for each"
         )
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise OptionError("where has numbers outside [0, 1]: 1 is acted on, 0 is left alone")

@@ -52,8 +52,10 @@ def reweight(
         OptionError: a factor, a layer or a head that cannot be.
         PhraseError: a phrase that is not in the prompt.
     """
-    if not weights:
-        raise OptionError("weights is empty: say which words to scale, e.g. {'umbrella': 0}")
+    if not weights or not isinstance(weights, Mapping):
+        raise OptionError(
+            f"weights={weights!r}: say which words to scale, and how much, e.g. {{'umbrella': 0}}"
+        )
     with reach(pipe, layers, steps, branch) as reached:
         encoded = reached.adapter.encode(prompt)
         factors = {
@@ -63,11 +65,11 @@ def reweight(
         }
         tokens = tuple(factors)
 
-        def gates(places: int) -> Tensor:  # [token, 1 or l]
+        def gates(_places: int) -> Tensor:  # [token, 1 or l]
             gate = torch.tensor([[factors[token]] for token in tokens])
             if where is None:
                 return gate
-            return 1 + (gate - 1) * _flat(where, places)
+            return 1 + (gate - 1) * grid_mask(where, reached.stage.grid())
 
         gate_words(reached, tokens, gates, heads)
         yield
@@ -92,29 +94,31 @@ def gate_words(
     Args:
         reached: the pipeline, with its scope.
         tokens: of the prompt.
-        gates: called with l, the number of video tokens; gives `[token, 1 or l]`, 0 or more.
+        gates: called with l, the number of video tokens; gives `[token, 1 or l]`, 0 or more, or one such for each row
+            of the batch, `[b, token, 1 or l]`; or None, which changes nothing.
         heads: in which heads; None is all.
     """
     columns = list(tokens)
-    for block in reached.scope.blocks(reached.stage):
-        part = block.attentions["cross_attn"]
-        chosen = chosen_numbers("heads", heads, part.heads)
+    parts = [block.attentions["cross_attn"] for block in reached.scope.blocks(reached.stage)]
+    chosen = chosen_numbers("heads", heads, parts[0].heads)
+    for part in parts:
 
         def change(
-            args: Arguments,
-            kwargs: Keywords,
-            part: AttentionPart = part,
-            chosen: frozenset[int] | None = chosen,
+            args: Arguments, kwargs: Keywords, part: AttentionPart = part
         ) -> tuple[Arguments, Keywords] | None:
             x = args[0]
             rows = reached.scope.rows(reached.stage, len(x))
             if rows is None:
                 return None
-            gate = gates(x.shape[1]).to(x.device)
-            logs = torch.where(gate < LEAST, -torch.inf, gate.clamp_min(LEAST).log()).mT  # l token
+            gate = gates(x.shape[1])
+            if gate is None:
+                return None
+            gate = gate.to(x.device)
+            logs = torch.where(gate < LEAST, -torch.inf, gate.clamp_min(LEAST).log()).mT
             keys = _num_keys(args, kwargs)
-            bias = logs.new_zeros(len(x), 1 if chosen is None else part.heads, len(logs), keys)
-            bias[rows, ..., columns] = logs
+            heads = 1 if chosen is None else part.heads
+            bias = logs.new_zeros(len(x), heads, logs.shape[-2], keys)
+            bias[rows, ..., columns] = logs if logs.ndim == 2 else logs[:, None]  # … l token
             if chosen is not None:
                 others = [n for n in range(part.heads) if n not in chosen]
                 bias[:, others] = 0
@@ -127,13 +131,3 @@ def _num_keys(args: Arguments, kwargs: Keywords) -> int:
     """Keys of a cross-attention: of tinywan's (keys, values) `[b, n, p, d]`, or of Wan's `[b, p, c]`."""
     read = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
     return int(read[0].shape[-2] if isinstance(read, tuple) else read.shape[1])
-
-
-def _flat(where: Any, places: int) -> Tensor:
-    shape = tuple(getattr(where, "shape", ()))
-    if len(shape) != 3 or shape[0] * shape[1] * shape[2] != places:
-        raise OptionError(
-            f"where is shaped {shape}, and this video has {places} tokens: give one number in [0, 1] for each "
-            "(frame, row, column) of trace.word_map(…)"
-        )
-    return grid_mask(where, shape)

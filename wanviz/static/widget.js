@@ -5,7 +5,7 @@ function linked(model, side, waiting) {
   return {
     branch: (name) => model.send({ side, branch: name }),
     ask: (places) => new Promise((answer) => {
-      const id = waiting.size;
+      const id = String(Math.random()); // answers go to every view of a model: each must know its own
       waiting.set(id, answer);
       model.send({ side, id, ask: places });
     }),
@@ -18,12 +18,15 @@ export default {
   async render({ model, el }) {
     const waiting = new Map();
     const kernels = [0, 1].map((side) => linked(model, side, waiting));
-    const language = (document.documentElement.lang || navigator.language || "en").startsWith("zh") ? "zh" : "en";
+    const native = (document.documentElement.lang || navigator.language || "en").startsWith("zh") ? "zh" : "en";
     const answered = (content, buffers) => {
       const { id, error, frames } = content;
       waiting.get(id)?.(error ? { error } : { levels: copied(buffers[0]), units: new Float32Array(copied(buffers[1]).buffer), frames });
+      waiting.delete(id);
     };
     const mount = async () => {
+      const language = el.querySelector(".wv")?.lang || native;
+      const focused = el.querySelector("[data-id=branch]:focus");
       const root = document.createElement("div");
       const style = document.createElement("style");
       style.textContent = model.get("font");
@@ -33,6 +36,7 @@ export default {
       el.replaceChildren(box);
       const { first, second } = model.get("data");
       await (second ? mountComparison(root, first, second, { language, kernels }) : mountDashboard(root, first, { language, kernel: kernels[0] }));
+      if (focused) root.querySelector("[data-id=branch]").focus();
       root.dataset.ready = "true";
     };
     model.on("msg:custom", answered);

@@ -14,6 +14,14 @@ function counterpart(page, other, index) {
   return index < words.length ? found : found + other.data.words.length;
 }
 
+/** The choice of another page for the same layers, heads or steps; null, the mean, where it has none. */
+function sameChoice(page, other, axis, index) {
+  if (index === null) return null;
+  const { name, members } = page.maps.choices(axis)[index];
+  const found = other.maps.choices(axis).findIndex((one) => one.name === name && one.members === members);
+  return found < 0 ? null : found;
+}
+
 /** What one page is told, the other does, too; `passing` keeps it from being handed back. */
 function link(page, other, passing) {
   page.store.on((changed, state) => {
@@ -21,7 +29,7 @@ function link(page, other, passing) {
     const change = {};
     for (const name of LINKED) if (changed.has(name)) change[name] = state[name];
     if ("frame" in change) change.frame = Math.min(change.frame, other.data.video.count - 1);
-    for (const axis of AXES) if (axis in change && change[axis] >= other.maps.choices(axis).length) delete change[axis];
+    for (const axis of AXES) if (axis in change) change[axis] = sameChoice(page, other, axis, change[axis]);
     if (changed.has("hovered")) change.hovered = state.hovered === null ? null : counterpart(page, other, state.hovered);
     if (changed.has("pinned")) {
       change.pinned = state.pinned.map((index) => counterpart(page, other, index)).filter((index) => index !== null);
@@ -37,7 +45,8 @@ function link(page, other, passing) {
 
 /** Draws two traces into an element, and what their maps differ by. */
 export async function mountComparison(root, data, beside, { language = "en", keys = root, kernels = [] } = {}) {
-  const pages = [await makePage(data, kernels[0]), await makePage(beside, kernels[1])];
+  // Finished videos are compared, so what each step predicted is left out.
+  const pages = await Promise.all([data, beside].map((one, i) => makePage({ ...one, previews: null }, kernels[i])));
   const [first, second] = pages;
   const players = pages.map(mountPlayer);
   const { store, maps } = first;
@@ -51,15 +60,20 @@ export async function mountComparison(root, data, beside, { language = "en", key
   const title = h("h2");
   const names = pages.map(() => h("h2"));
 
-  /** The maps of the word that is seen, in both; null where one has none. */
+  /** The maps of the word that is seen, in both: { found, top }; or { why } there are none. */
   function both() {
+    const { say } = first;
     const [index] = first.shown();
-    if (!same || index === undefined) return null;
-    const there = counterpart(first, second, index);
-    if (there === null) return null;
+    if (!same) return { why: say("differenceGrids") };
+    const there = index === undefined ? null : counterpart(first, second, index);
+    if (there === null) return { why: say("differenceChoose") };
+    if (first.sliceName() !== second.sliceName()) return { why: say("differenceSlices", first.sliceName(), second.sliceName()) };
+    const lacking = pages.find((page) => !page.maps.find(page.store.state));
+    if (lacking) return { why: lacking.absence() };
     const [latent, other] = [first.latentOf(state.frame), second.latentOf(second.store.state.frame)];
     const found = [maps.at(index, state, latent), second.maps.at(there, second.store.state, other)];
-    return found.every(Boolean) ? { found, top: Math.max(maps.peak(index, state), second.maps.peak(there, second.store.state)) } : null;
+    if (!found.every(Boolean)) return { why: say("missing") };
+    return { found, top: Math.max(maps.peak(index, state), second.maps.peak(there, second.store.state)) };
   }
 
   function draw() {
@@ -71,9 +85,8 @@ export async function mountComparison(root, data, beside, { language = "en", key
     context.fillStyle = "#808080";
     context.fillRect(0, 0, width, height);
     context.globalCompositeOperation = "source-over";
-    const pair = both();
-    if (pair && pair.top > 0) {
-      const { found, top } = pair;
+    const { found, top, why } = both();
+    if (top > 0) {
       const [least, most] = data.alpha;
       heat.fill(([a, b], put) => {
         const off = clamp((a * found[0].unit - b * found[1].unit) / top, -1, 1);
@@ -83,7 +96,7 @@ export async function mountComparison(root, data, beside, { language = "en", key
       context.imageSmoothingEnabled = wide !== width;
       context.drawImage(heat.canvas, 0, 0, width, height);
     }
-    note.textContent = !same ? say("differenceGrids") : pair ? `${say("differenceNote")} ± ${digits(pair.top)}` : say("differenceChoose");
+    note.textContent = why ?? `${say("differenceNote")} ± ${digits(top)}`;
     canvas.setAttribute("aria-label", say("difference"));
   }
 

@@ -18,6 +18,8 @@ class Page {
     this.tables = Object.fromEntries(Object.entries(data.colors).map(([name, table]) => [name, bytes(table)]));
     this.diverging = bytes(data.diverging);
     this.where = data.where ? bytes(data.where.levels) : null;
+    for (const axis of AXES) maps.finer[axis] = this.finer(axis);
+    this.steps = this.singleSteps();
     this.store = new Store({
       frame: 0, layer: null, head: null, step: null, hovered: null, pinned: [], expert: null, region: null, opacity: 1, scale: "word",
       colors: Object.keys(data.colors)[0], speed: 1, playing: false, predicted: true, order: "place", bright: "own", baseline: false, language: null, ready: false, complete: false, arrived: 0,
@@ -25,6 +27,21 @@ class Page {
     this.store.on((changed) => AXES.some((axis) => changed.has(axis)) && this.fetchSlice());
     this.say = speaker("en");
     this.store.on((changed) => changed.has("language") && (this.say = speaker(this.store.state.language)));
+  }
+  /** Single layers, heads or steps that the page does not store: a kernel gives what was kept, a prediction needs no maps. */
+  finer(axis) {
+    const { data, maps, kernel } = this;
+    if (!(kernel && this.kept(axis)) && !(axis === "step" && data.previews)) return [];
+    const stored = maps.stored(axis).filter(({ members }) => members === 1).map(({ first }) => first);
+    return data.labels[axis].map((label, first) => ({ name: String(label), first, members: 1 })).filter(({ first }) => !stored.includes(first));
+  }
+  /** The steps that were watched and ran, each with its index in the choices of steps; none where some have no choice. */
+  singleSteps() {
+    const { data, maps } = this;
+    const ran = new Map(data.steps.map((step) => [step.step, step]));
+    const choices = maps.choices("step");
+    const steps = data.labels.step.map((label, first) => ({ ...ran.get(label), choice: choices.findIndex((one) => one.members === 1 && one.first === first) })).filter(({ step }) => step !== undefined);
+    return steps.every(({ choice }) => choice >= 0) ? steps : [];
   }
   table() {
     return this.tables[this.store.state.colors];
@@ -48,21 +65,24 @@ class Page {
   latentOf(frame) {
     return this.data.spans.findIndex(([first, last]) => frame >= first && frame <= last);
   }
-  sliceName() {
+  sliceName(chosen = this.store.state) {
     const { say, maps } = this;
-    const state = this.store.state;
-    const named = AXES.filter((axis) => state[axis] !== null).map((axis) => {
-      const choice = maps.choices(axis)[state[axis]];
+    const named = AXES.filter((axis) => chosen[axis] !== null).map((axis) => {
+      const choice = maps.choices(axis)[chosen[axis]];
       return say(choice.members > 1 ? `several.${axis}` : `one.${axis}`, choice.name);
     });
     return named.length ? named.join(", ") : say("meanOfAll");
   }
-  /** Asks the kernel, where there is one, for a selection that the page lacks. */
+  /** Whether the capture kept some axes together, also where the page has no room for them. */
+  kept(...axes) {
+    return this.data.keep.some((set) => axes.every((axis) => set.includes(axis)));
+  }
+  /** Asks the kernel, where there is one, for a selection that the page lacks; after an error it may be asked again. */
   async fetchSlice() {
     const { kernel, maps, store } = this;
     const chosen = Object.fromEntries(AXES.map((axis) => [axis, store.state[axis]]));
     const key = maps.key(chosen);
-    if (!kernel || maps.find(chosen) || this.asked.has(key)) return;
+    if (!kernel || maps.find(chosen) || this.asked.get(key) === null) return;
     this.asked.set(key, null);
     const places = (axis) => (chosen[axis] === null ? null : [maps.choices(axis)[chosen[axis]].first, maps.choices(axis)[chosen[axis]].members]);
     const { error, levels, units, frames } = await kernel.ask(Object.fromEntries(AXES.map((axis) => [axis, places(axis)])));
@@ -110,11 +130,16 @@ class Page {
     const from = ((layer * this.data.load[0].length + expert) * frames + latent) * cells;
     return this.where.subarray(from, from + cells);
   }
-  /** How much more a word is read where a token expert works than anywhere, in its layer: [{ index, lift }]. */
-  expertReads() {
+  /** The slice that words are read in for a token expert: its layer, or the group that has it, or the mean over all. */
+  expertSlice() {
     const { layer } = this.store.state.expert;
+    const found = this.maps.stored("layer").findIndex(({ first, members }) => first <= layer && layer < first + members);
+    return { layer: found < 0 ? null : found, head: null, step: null };
+  }
+  /** How much more a word is read where a token expert works than anywhere: [{ index, lift }]. */
+  expertReads() {
     const { maps, data } = this;
-    const chosen = { layer: maps.choices("layer").length === data.layers.length ? layer : null, head: null, step: null };
+    const chosen = this.expertSlice();
     return data.words.map((_, index) => {
       const map = maps.at(index, chosen, null);
       if (!map) return { index, lift: 0 };
@@ -142,13 +167,13 @@ class Page {
       await Promise.all(stored.slice(i, i + DECODED_TOGETHER).map((frame, k) => decode(frame, i + k)));
     }
     const previews = this.data.previews ?? [];
-    this.previews = await Promise.all(previews.map((video) => Promise.all(video.map(decoded))));
+    this.previews = await Promise.all(previews.map((video) => video && Promise.all(video.map(decoded))));
     if (stored.length > 1 || previews.length) this.store.set({ complete: true });
   }
-  /** What is drawn of a frame: of the finished video, or of what the chosen step predicted. */
+  /** What is drawn of a frame: of the finished video, or of what the chosen step predicted; several steps predicted none. */
   picture(frame, step = this.store.state.step) {
-    const { predicted } = this.store.state;
-    const pictures = predicted && step !== null ? this.previews[step] : null;
+    const choice = this.store.state.predicted && step !== null ? this.maps.choices("step")[step] : null;
+    const pictures = choice?.members === 1 ? this.previews[choice.first] : null;
     return pictures ? pictures[this.latentOf(frame)] : this.pictures[frame];
   }
   drawFrame(context, frame, width, height) {
@@ -166,11 +191,7 @@ class Page {
 }
 
 export async function makePage(data, kernel = null) {
-  const maps = await Maps.read(data);
-  if (kernel && data.maps.grouped) {
-    for (const [axis, labels] of Object.entries(data.labels)) maps.finer[axis] = labels.map((label, first) => ({ name: String(label), first, members: 1 }));
-  }
-  return new Page(data, maps, kernel);
+  return new Page(data, await Maps.read(data), kernel);
 }
 
 /** What stands above all views: the name, one line of facts, the language. */
@@ -179,7 +200,11 @@ export function mountHeader(page, title) {
   const tongue = (name, text) => h("button", { lang: name, "data-id": name, onclick: () => store.set({ language: name }) }, text);
   const tongues = [tongue("en", "English"), tongue("zh", "中文")];
   const name = h("span");
-  const [branch, branchLabel] = [h("select", { "data-id": "branch", onchange: () => page.kernel.branch(branch.value) }), h("span")];
+  const askBranch = () => {
+    page.kernel.branch(branch.value);
+    branch.value = page.data.branch; // what is drawn, until the other one is there
+  };
+  const [branch, branchLabel] = [h("select", { "data-id": "branch", onchange: askBranch }), h("span")];
   const several = page.kernel && page.data.branches.length > 1;
   store.on((changed, state) => {
     if (!changed.has("language")) return;

@@ -88,7 +88,7 @@ export function mountLoad(page) {
   function say() {
     if (!data.load) note.textContent = page.say(data.routing ? "noExperts" : "noLoad");
     else {
-      const where = state.step === null || load() === data.load ? page.say("all") : page.say("one.step", page.maps.choices("step")[state.step].name);
+      const where = state.step === null || load() === data.load ? page.say("all") : page.sliceName({ layer: null, head: null, step: state.step });
       note.textContent = page.say("loadNote", percent(Math.max(...load().flat())), where);
     }
   }
@@ -115,7 +115,7 @@ export function mountLoad(page) {
     const said = words.map(({ index, lift }) => `${page.nameOf(index)} ${page.say("expertWord", digits(lift))}`);
     const others = data.together ? partners(state.expert).map(({ expert, lift }) => page.say("expertMate", expert, digits(lift))) : [];
     mates.textContent = data.together ? `${page.say("expertMates")} ${others.length ? others.join(", ") : page.say("expertNoMate")}.` : "";
-    reads.textContent = `${page.say("expertWords")} ${said.length ? said.join(", ") : page.say("expertNone")}.`;
+    reads.textContent = `${page.say("expertWords", page.sliceName(page.expertSlice()))} ${said.length ? said.join(", ") : page.say("expertNone")}.`;
   }
 
   store.on((changed) => ["language", "colors", "expert", "step"].some((name) => changed.has(name)) && show());

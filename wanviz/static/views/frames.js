@@ -54,7 +54,7 @@ export function mountFrames(page) {
     const top = Math.max(1e-9, ...mass[q].map((line) => line[k] ?? 0));
     places.forEach(([row, column], place) => {
       const share = mass[q][place][k];
-      if (share === null) return;
+      if (!share) return; // it does not look there, or that was not computed
       const cell = cells[q][place][k];
       const ends = [[row, column, 1], [Math.floor(cell / columns), cell % columns, Math.sqrt(share / top)]];
       ends.forEach(([r, c, size], i) => {

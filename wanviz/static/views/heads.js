@@ -6,8 +6,8 @@ const ORDERS = ["place", "mass", "focus", "entropy", "moves"];
 export function mountHeads(page) {
   const { data, maps, store } = page;
   const state = store.state;
-  const layers = maps.choices("layer");
-  const heads = maps.choices("head");
+  const layers = maps.stored("layer");
+  const heads = maps.stored("head");
   const possible = layers.length && heads.length && maps.find({ layer: 0, head: 0, step: null });
   const order = h("select", { "data-id": "order", onchange: () => store.set({ order: order.value }) });
   const bright = h("select", { "data-id": "bright", onchange: () => store.set({ bright: bright.value }) });
@@ -47,7 +47,7 @@ export function mountHeads(page) {
     const { say } = page;
     const [index] = page.shown();
     grid.hidden = knobs.hidden = !possible || index === undefined;
-    if (!possible) note.textContent = say("headsNone");
+    if (!possible) note.textContent = say(page.kept("layer", "head") ? "headsLeftOut" : "headsNone");
     else if (index === undefined) note.textContent = say("headsChoose");
     if (!possible || index === undefined) return;
     const latent = page.latentOf(state.frame);

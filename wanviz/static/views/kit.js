@@ -105,10 +105,14 @@ export class Maps {
     }
     return new Maps(families, data.grid, data.maps.most, data.maps.missing);
   }
-  /** The choices of an axis that some family has, [{ name, first, members }]; after them those that a kernel can give. */
+  /** The choices of an axis whose maps the page has, [{ name, first, members }]. */
+  stored(axis) {
+    const family = this.families.find(({ axes }) => axes.includes(axis));
+    return family ? family.choices[family.axes.indexOf(axis)] : [];
+  }
+  /** All choices of an axis: those that are stored; after them single ones that something else can show. */
   choices(axis) {
-    for (const family of this.families) if (family.axes.includes(axis)) return [...family.choices[family.axes.indexOf(axis)], ...(this.finer[axis] ?? [])];
-    return [];
+    return [...this.stored(axis), ...(this.finer[axis] ?? [])];
   }
   /** Keeps what a kernel gave for a selection. */
   add(chosen, levels, units) {

@@ -206,6 +206,7 @@ export function mountPlayer(page) {
 
   function showShares() {
     const { say } = page;
+    sharesTitle.hidden = shares.hidden = shareList.hidden = !maps.find(state);
     const all = [...data.words, ...data.kinds].map((_, index) => page.summary(index).share);
     const most = Math.max(1e-9, ...all.slice(0, data.words.length));
     for (const button of chips) {
@@ -382,7 +383,7 @@ export function mountPlayer(page) {
     key(event) {
       const typing = event.target.closest?.("input, select");
       if (event.target === canvas && moveRegion(event)) return true;
-      if (event.key === " " && !event.target.closest?.("button, select")) store.set({ playing: !state.playing && last > 0 });
+      if (event.key === " " && !event.target.closest?.("button, select, input[type=checkbox]")) store.set({ playing: !state.playing && last > 0 });
       else if (event.key === "ArrowLeft" && !typing) step(-1);
       else if (event.key === "ArrowRight" && !typing) step(1);
       else if (event.key.toLowerCase() === "r" && !typing) state.region ? store.set({ region: null }) : startRegion();

@@ -1,0 +1,220 @@
+"""One video, one prompt, some words: what every method that runs the model starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wanviz.adapters.stage import BlockPart, Denoiser
+from wanviz.attribution.result import Phrase
+from wanviz.errors import CaptureError
+from wanviz.events import Clip
+from wanviz.hooks import Arguments, HookSet, Keywords
+from wanviz.interventions.scope import Reach, reach
+from wanviz.interventions.words import gate_words
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Where one phrase can be read."""
+
+    phrase: Phrase
+    where: Tensor  # [b, l] in [0, 1]
+    layers: frozenset[int] | None = (
+        None  # of what reads it; None: every layer; it is visible in the others
+    )
+
+
+Look = Callable[[BlockPart, Tensor, Tensor, Tensor], None]
+
+
+@dataclass
+class Case:
+    """A denoiser at some noise levels of a video, with gates on the words.
+
+    Attributes:
+        reached: the pipeline; hooks added here go when the case ends.
+        denoiser: to be asked.
+        embeds: of the prompt, `[1, p, c]`.
+        phrases: the words that are asked for.
+        tick: called once for each forward (and for each way back), for a progress bar.
+        forwards: how many rows were computed so far.
+    """
+
+    reached: Reach
+    denoiser: Denoiser
+    embeds: Tensor
+    phrases: tuple[Phrase, ...]
+    tick: Callable[[int], None]
+    forwards: int = 0
+    _gates: Tensor | None = None  # b token l
+    _seen: Visible | None = None
+    _level: int = 0  # that is being asked about
+    _held: bool = False  # whether token experts are those of the full answer
+    _mixing: bool = False  # whether a cross-attention is being asked for its second answer
+    _full: dict[int, Tensor] = field(default_factory=dict)
+    _chosen: dict[tuple[int, int], Tensor] = field(
+        default_factory=dict
+    )  # level, layer -> of the full answer
+
+    @property
+    def levels(self) -> range:
+        """Indices of the noise levels."""
+        return range(len(self.denoiser.sigmas))
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Every token of the prompt's own."""
+        return tuple(range(len(self.denoiser.encoded.tokens)))
+
+    def velocity(
+        self,
+        level: int,
+        *,
+        gates: Tensor | None = None,
+        seen: Visible | None = None,
+        held: bool = False,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        """The denoiser's answer, float32 `[b, c, f, h, w]`.
+
+        Args:
+            level: of noise.
+            gates: `[b, token, 1 or l]` over every token of the prompt: 1 as it is, 0 not read.
+            seen: where one phrase is visible; between 0 and 1, cross-attention's answers with and without it are mixed.
+            held: whether each token is worked on by the token experts of the full answer, so that nothing jumps.
+            embeds: `[b, p, c]`; None is the prompt.
+        """
+        rows = max(len(gates) if gates is not None else 1, len(seen.where) if seen else 1)
+        read = self.embeds if embeds is None else embeds
+        self._gates, self._seen, self._level, self._held = gates, seen, level, held
+        try:
+            answer = self.denoiser.velocity(level, read.expand(max(rows, len(read)), -1, -1))
+        finally:
+            self._gates, self._seen, self._held = None, None, False
+        self.forwards += len(answer)
+        self.tick(len(answer))
+        return answer
+
+    def full(self, level: int) -> Tensor:
+        """The answer with everything read, computed once."""
+        if level not in self._full:
+            with torch.no_grad():
+                self._full[level] = self.velocity(level)  # the first of its level: `choose` listens
+        return self._full[level]
+
+    def choose(self, block: BlockPart, experts: Tensor) -> Tensor | None:
+        """Token experts of a block, `[b, l, topk]`: remembered from the full answer, or replaced by these."""
+        if self._held:
+            return self._chosen[self._level, block.layer].expand_as(experts)
+        self._chosen.setdefault((self._level, block.layer), experts[:1].detach())
+        return None
+
+    def mix(
+        self, block: BlockPart, args: Arguments, kwargs: Keywords, answer: Tensor
+    ) -> Tensor | None:
+        """Cross-attention's answer `[b, l, c]`, with the phrase where it is visible and without it elsewhere."""
+        if self._seen is None or self._mixing:
+            return None
+        if self._seen.layers is not None and block.layer not in self._seen.layers:
+            return None
+        part = block.attentions["cross_attn"]
+        self._mixing, self._gates = True, self.gates(self._seen.phrase, torch.zeros(1, 1))
+        try:
+            without = part.module(*args, **kwargs)  # type: ignore[operator]
+        finally:
+            self._mixing, self._gates = False, None
+        where = self._seen.where.to(answer)[..., None]  # b l 1
+        return without + where * (answer - without)
+
+    def gates(self, phrase: Phrase, visible: Tensor) -> Tensor:
+        """Gates that scale one phrase by `visible` `[b, 1 or l]`, and leave the other tokens."""
+        gate = torch.ones(len(visible), len(self.tokens), visible.shape[1])
+        mine = torch.zeros(len(self.tokens), 1)
+        for index, share in phrase.tokens:
+            mine[index] = share
+        return gate + (visible[:, None].cpu() - 1) * mine
+
+    def without(self, level: int, phrase: Phrase) -> Tensor:
+        """The answer with a phrase knocked out everywhere."""
+        with torch.no_grad():
+            return self.velocity(level, gates=self.gates(phrase, torch.zeros(1, 1)))
+
+    def needs(self, rows: int) -> int:
+        """Bytes of answers, gates and maps that a method holds, if it asks about so many rows at once."""
+        grid, keys = self.denoiser.grid, self.embeds.shape[1]
+        answer = 4 * self.denoiser.latents.numel()
+        held = (len(self.denoiser.sigmas) + 2 + 2 * rows) * answer
+        gates = 4 * rows * grid.tokens * (keys + len(self.tokens))
+        return held + gates + 8 * len(self.phrases) * grid.tokens
+
+    def pooled(self, per_latent: Tensor) -> Tensor:
+        """`[b, f, h', w']` over latents to `[b, f, h, w]` over tokens, means."""
+        return F.adaptive_avg_pool3d(per_latent[:, None], self.denoiser.grid.shape)[:, 0]
+
+    def read(self, level: int, look: Look) -> None:
+        """One forward, in which look(block, q, k, v) sees every cross-attention, `[n, s, d]` each, in float32."""
+        waiting: dict[int, dict[str, Tensor]] = {}
+        seen = False
+
+        def arrived(block: BlockPart, name: str, output: Tensor) -> None:
+            nonlocal seen
+            part = block.attentions["cross_attn"]
+            found = waiting.setdefault(id(block), {})
+            found[name] = part.split(output)[0].float()
+            if len(found) == 3:
+                del waiting[id(block)]
+                keys = self.denoiser.keys
+                q, k, v = (found[n] for n in ("q", "k", "v"))
+                seen = True
+                look(block, q, k[:, :keys], v[:, :keys])
+
+        with HookSet() as hooks, torch.no_grad():
+            for block in self.reached.stage.blocks:
+                for name in ("q", "k", "v"):
+                    module = getattr(block.attentions["cross_attn"], name)
+                    hooks.after(module, partial(arrived, block, name))
+            self.velocity(level)
+        if not seen:
+            raise CaptureError(
+                "no cross-attention told its queries, keys and values: are its projections fused? Unfuse them first"
+            )
+
+
+@contextmanager
+def open_case(
+    pipe: Any, clip: Clip, phrases: tuple[Phrase, ...], tick: Callable[[int], None]
+) -> Iterator[Case]:
+    """A case; its hooks are gone afterwards."""
+    with reach(pipe) as reached, torch.no_grad():
+        denoiser = reached.adapter.denoiser(clip)
+        case = Case(reached, denoiser, denoiser.embeds([clip.prompt]), phrases, tick)
+        gate_words(reached, case.tokens, lambda _: case._gates)
+        for block in reached.stage.blocks:
+            cross = block.attentions["cross_attn"]
+            reached.hooks.change_answer(cross.module, partial(case.mix, block))
+            if block.choice is not None:
+                reached.hooks.change(block.choice, partial(case.choose, block))
+        with torch.enable_grad(), _frozen(pipe):
+            yield case
+
+
+@contextmanager
+def _frozen(pipe: Any) -> Iterator[None]:
+    """Weights ask for no gradients inside, so that none are kept."""
+    modules = [m for m in vars(pipe).values() if isinstance(m, torch.nn.Module)]
+    asking = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)

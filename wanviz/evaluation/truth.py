@@ -1,0 +1,89 @@
+"""Clips whose every word has a mask: rendered scenes of combinations that the model never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tinywan import theatre
+
+from wanviz.attribution.result import Phrase
+from wanviz.evaluation.scores import Truth, truth_of
+from wanviz.words import EncodedPrompt, token_weights
+
+WEATHER = ("rain", "snow", "drips")
+CLASSES = ("subject", "garment", "prop", "companion", "color", "scenery", "weather")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A word of a caption, and where what it names is."""
+
+    kind: str  # out of CLASSES
+    part: str  # of the scene
+    phrase: Phrase
+    truth: Truth
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A rendered clip with its caption."""
+
+    number: int
+    language: str
+    text: str
+    frames: NDArray[np.uint8]  # F H W 3
+    scene: theatre.Scene
+    caption: theatre.Caption
+    masks: dict[str, NDArray[np.bool_]]
+
+    def words(self, encoded: EncodedPrompt, rows: int, columns: int) -> tuple[Told, ...]:
+        """Every word that has a place in this clip, with the words for colours.
+
+        Args:
+            encoded: the caption, as the model's tokenizer splits it.
+            rows: of the token grid.
+            columns: of the token grid.
+        """
+        told = [(_kind(part), part, spans) for part, spans in self.caption.spans.items()]
+        told += [("color", part, spans) for part, spans in self.caption.colors.items()]
+        return tuple(
+            Told(
+                kind,
+                part,
+                Phrase(self.text[slice(*spans[0])], token_weights(encoded, spans), spans),
+                truth_of(self.masks[part], rows, columns),
+            )
+            for kind, part, spans in told
+            if part in self.masks and self.masks[part].any()
+        )
+
+
+def samples(
+    count: int, seed: int, split: Literal["train", "held_out"], num_frames: int = 17, size: int = 96
+) -> Iterator[Sample]:
+    """Rendered clips, English and Chinese in turn.
+
+    Args:
+        count: how many.
+        seed: of scenes and wordings.
+        split: "held_out" combinations of factors were never trained on.
+        num_frames: pixel frames.
+        size: pixels of a side.
+    """
+    for number in range(count):
+        rng = np.random.default_rng([seed, number, 77])
+        scene = theatre.sample_scene(rng, split=split, world="whole")
+        language: Literal["en", "zh"] = "zh" if number % 2 else "en"
+        caption = theatre.caption(scene, language, rng=rng)
+        clip = theatre.render(scene, num_frames, size, size)
+        yield Sample(number, language, caption.text, clip.frames, scene, caption, clip.masks)
+
+
+def _kind(part: str) -> str:
+    if part in WEATHER:
+        return "weather"
+    return part if part in CLASSES else "scenery"
