@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wanviz.adapters import hook_names
+    from wanviz.attribution import Attribution, attribute
     from wanviz.capture import capture, observe, plan
     from wanviz.errors import (
         BudgetError,
@@ -21,27 +22,25 @@ if TYPE_CHECKING:
         TraceFileError,
         WanvizError,
     )
-    from wanviz.planning import Plan
     from wanviz.plots import plot_frames, plot_routing, plot_storyboard
     from wanviz.report import report
     from wanviz.show import show
     from wanviz.trace import Trace
-    from wanviz.words import Word
 
 __version__ = version("wanviz")
 
 __all__ = [
+    "Attribution",
     "BudgetError",
     "CaptureError",
     "CaptureWarning",
     "KeepError",
     "OptionError",
     "PhraseError",
-    "Plan",
     "Trace",
     "TraceFileError",
     "WanvizError",
-    "Word",
+    "attribute",
     "capture",
     "hook_names",
     "observe",
@@ -56,14 +55,13 @@ __all__ = [
 # Names are loaded when first used: torch and matplotlib take seconds, and `wanviz --help` needs none.
 _HOMES = {
     "adapters": ("hook_names",),
+    "attribution": ("Attribution", "attribute"),
     "capture": ("capture", "observe", "plan"),
     "errors": tuple(name for name in __all__ if name.endswith(("Error", "Warning"))),
-    "planning": ("Plan",),
     "plots": ("plot_frames", "plot_routing", "plot_storyboard"),
     "report": ("report",),
     "show": ("show",),
     "trace": ("Trace",),
-    "words": ("Word",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

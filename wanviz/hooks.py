@@ -28,7 +28,7 @@ class Hookable(Protocol):
         """Call hook(module, inputs, output) after every forward."""
 
     def register_forward_pre_hook(
-        self, hook: Callable[..., Any], *, with_kwargs: bool = False
+        self, hook: Callable[..., Any], *, with_kwargs: bool = False, prepend: bool = False
     ) -> Removable:
         """Call hook(module, inputs), or hook(module, args, kwargs), before every forward."""
 
@@ -137,13 +137,17 @@ class HookSet:
 
         self._handles.append(module.register_forward_pre_hook(hook))
 
-    def before_call(self, module: Hookable, call: Callable[[Arguments, Keywords], None]) -> None:
-        """Call call(args, kwargs) before each forward of a module."""
+    def before_call(
+        self, module: Hookable, call: Callable[[Arguments, Keywords], None], first: bool = False
+    ) -> None:
+        """Call call(args, kwargs) before each forward of a module; `first` is before every hook that changes them."""
 
         def hook(_module: Any, args: Arguments, kwargs: Keywords) -> None:
             call(args, kwargs)
 
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self._handles.append(
+            module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first)
+        )
 
     def finally_after(self, module: Hookable, call: Callable[[], None]) -> None:
         """Call call() after each forward of a module, also of one that raises."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,7 @@ def attribute(
     if method not in METHODS:
         raise OptionError(f"method={method!r}: use one of {', '.join(METHODS)}")
     chosen = METHODS[method]
+    _check(chosen, method, parameters)
     if isinstance(source, Trace):
         (words,) = _positions(asked, "attribute(trace, words)", 1)
         if not chosen.from_trace:
@@ -165,7 +167,7 @@ def _of_trace(trace: Trace, words: Any, method: str, parameters: dict[str, Any])
     contents = trace.contents
     encoded = contents.prompts[trace.branches[0]]
     phrases = find_phrases(encoded, words)
-    maps = _run(METHODS[method], method, (trace, phrases), parameters)[0]
+    maps = METHODS[method].run(trace, phrases, **parameters)
     return _made(
         maps, places(contents), method, parameters, {}, encoded, phrases, trace.frames, trace.record
     )
@@ -200,7 +202,8 @@ def _of_model(
                 f"{method} of {len(phrases)} words in this video needs {format_bytes(needed)} beside the model and the "
                 f"budget is {format_bytes(budget)}: raise it, ask for fewer words, or use a smaller video"
             )
-        maps, checks = _run(METHODS[method], method, (case,), parameters)
+        found = METHODS[method].run(case, **parameters)
+        maps, checks = found if isinstance(found, tuple) else (found, {})
         checks = {**checks, "forwards": case.forwards}
         frames, rows, columns = case.denoiser.grid.shape
         encoded = case.denoiser.encoded
@@ -216,16 +219,13 @@ def _of_model(
     return _made(maps, coords, method, parameters, checks, encoded, phrases, bytes_, record)
 
 
-def _run(
-    method: Method, name: str, given: tuple[Any, ...], parameters: dict[str, Any]
-) -> tuple[Maps, dict[str, float]]:
+def _check(method: Method, name: str, parameters: dict[str, Any]) -> None:
+    """Say what a method does not know, or what it lacks, before anything is drawn."""
+    given = (None, None) if method.from_trace else (None,)
     try:
-        found = method.run(*given, **parameters)
+        inspect.signature(method.run).bind(*given, **parameters)
     except TypeError as error:
-        if "argument" not in str(error):
-            raise
         raise OptionError(f"{name} cannot be asked with {parameters}: {error}") from error
-    return found if isinstance(found, tuple) else (found, {})
 
 
 def _made(

@@ -24,6 +24,7 @@ from wanviz.adapters.stage import BlockPart
 from wanviz.attribution.case import Case
 from wanviz.attribution.result import Phrase
 from wanviz.errors import OptionError
+from wanviz.layout import OTHER
 from wanviz.running import chunks
 from wanviz.trace import Trace
 
@@ -38,8 +39,8 @@ def mean_attention(trace: Trace, phrases: Sequence[Phrase]) -> Maps:
 
 def attention_share(trace: Trace, phrases: Sequence[Phrase]) -> Maps:
     """`attention_share`: of the mass on the prompt's own tokens, how much is on the word."""
-    masses = trace.maps[()].values
-    words = masses.sum(axis=0)
+    masses, special = trace.maps[()].values, trace.special[()]
+    words = masses.sum(axis=0) + special.values[special["kind"] == OTHER].sum(axis=0)
     return _sum_tokens(masses, phrases) / np.maximum(words, 1e-12)
 
 

@@ -59,6 +59,7 @@ class Case:
     _level: int = 0  # that is being asked about
     _held: bool = False  # whether token experts are those of the full answer
     _mixing: bool = False  # whether a cross-attention is being asked for its second answer
+    _called: tuple[Arguments, Keywords] | None = None  # with what it was asked for its first one
     _full: dict[int, Tensor] = field(default_factory=dict)
     _chosen: dict[tuple[int, int], Tensor] = field(
         default_factory=dict
@@ -117,8 +118,12 @@ class Case:
         self._chosen.setdefault((self._level, block.layer), experts[:1].detach())
         return None
 
+    def heard(self, args: Arguments, kwargs: Keywords) -> None:
+        """A cross-attention is called; interventions that are in place have not changed its arguments yet."""
+        self._called = args, kwargs
+
     def mix(
-        self, block: BlockPart, args: Arguments, kwargs: Keywords, answer: Tensor
+        self, block: BlockPart, _args: Arguments, _kwargs: Keywords, answer: Tensor
     ) -> Tensor | None:
         """Cross-attention's answer `[b, l, c]`, with the phrase where it is visible and without it elsewhere."""
         if self._seen is None or self._mixing:
@@ -126,6 +131,8 @@ class Case:
         if self._seen.layers is not None and block.layer not in self._seen.layers:
             return None
         part = block.attentions["cross_attn"]
+        assert self._called is not None
+        args, kwargs = self._called
         self._mixing, self._gates = True, self.gates(self._seen.phrase, torch.zeros(1, 1))
         try:
             without = part.module(*args, **kwargs)  # type: ignore[operator]
@@ -193,12 +200,13 @@ def open_case(
     pipe: Any, clip: Clip, phrases: tuple[Phrase, ...], tick: Callable[[int], None]
 ) -> Iterator[Case]:
     """A case; its hooks are gone afterwards."""
-    with reach(pipe) as reached, torch.no_grad():
+    with torch.inference_mode(False), reach(pipe) as reached, torch.no_grad():
         denoiser = reached.adapter.denoiser(clip)
         case = Case(reached, denoiser, denoiser.embeds([clip.prompt]), phrases, tick)
         gate_words(reached, case.tokens, lambda _: case._gates)
         for block in reached.stage.blocks:
             cross = block.attentions["cross_attn"]
+            reached.hooks.before_call(cross.module, case.heard, first=True)
             reached.hooks.change_answer(cross.module, partial(case.mix, block))
             if block.choice is not None:
                 reached.hooks.change(block.choice, partial(case.choose, block))

@@ -40,7 +40,7 @@ def cut_out(prompt: str, phrase: Phrase, neutral: str = "") -> str:
         text = text[:start] + neutral + text[stop:]
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([,.，。])", r"\1", text)
-    return re.sub(r"([,，])\s*(?=[,.，。])", "", text).strip()
+    return re.sub(r"[,，]\s*(?=[,.，。])", "", text).strip(" ,，")
 
 
 @torch.no_grad()
@@ -49,10 +49,8 @@ def word_ablation(case: Case, neutral: str = "") -> Maps:
 
     Args:
         case: what to ask.
-        neutral: what is put in the word's place, e.g. "thing"; nothing by default.
-
-    Raises:
-        OptionError: nothing of the prompt would be left.
+        neutral: what is put in the word's place, e.g. "thing"; nothing by default. Of a prompt of one word, the
+            empty prompt is left.
     """
     prompt = case.denoiser.encoded.text
     others = [cut_out(prompt, phrase, neutral) for phrase in case.phrases]

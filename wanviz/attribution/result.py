@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wanviz.contents import Contents
 from wanviz.errors import OptionError, PhraseError
 from wanviz.grid import Grid, pixel_frame_label
-from wanviz.layout import array_name
+from wanviz.layout import array_name, special_columns
 from wanviz.trace import Trace
 from wanviz.words import EncodedPrompt, Word
 
@@ -60,17 +60,29 @@ class Attribution:
         """The words and phrases that were asked for."""
         return tuple(phrase.text for phrase in self.phrases)
 
-    def map(self, word: str) -> xr.DataArray:
+    def map(self, word: str | Word) -> xr.DataArray:
         """The map of one of the words over (frame, row, column).
 
         Raises:
-            PhraseError: it was not asked for.
+            PhraseError: it was not asked for, or there are several with its text.
         """
-        if word not in self.words:
+        text = getattr(word, "text", word)
+        span = word.span if isinstance(word, Word) else None
+        found = [
+            row
+            for row, phrase in enumerate(self.phrases)
+            if phrase.text == text and span in (None, *phrase.spans)
+        ]
+        if not found:
             raise PhraseError(
-                f"{word!r} is none of the words that were asked for: {', '.join(map(repr, self.words))}"
+                f"{text!r} is none of the words that were asked for: {', '.join(map(repr, self.words))}"
             )
-        return self.values[self.words.index(word)]
+        if len(found) > 1:
+            raise PhraseError(
+                f"{text!r} is {len(found)} of the words that were asked for: give one of trace.words, which knows "
+                "its place"
+            )
+        return self.values[found[0]]
 
     def rank(self, region: Any) -> xr.DataArray:
         """Which words are behind a region: the inverse question.
@@ -110,7 +122,7 @@ class Attribution:
         used: dict[int, str] = {}
         count = len(self.prompt.tokens)
         grid = self.values.shape[1:]
-        columns = np.zeros((count + 2, *grid), np.float32)
+        columns = np.zeros((count + len(special_columns(self.prompt)), *grid), np.float32)
         for phrase, values in zip(self.phrases, self.values.values, strict=True):
             share = np.maximum(values, 0) / sum(weight for _, weight in phrase.tokens)
             for index, _ in phrase.tokens:
@@ -155,7 +167,11 @@ class Attribution:
         self, include: Container[str] | None = None, exclude: Container[str] | None = None
     ) -> dict[str, Any]:
         show = import_module("wanviz.show")  # the views lie above
-        made: dict[str, Any] = show.mimebundle(self.as_trace(), include, exclude)
+        try:
+            trace = self.as_trace()
+        except OptionError as error:
+            return {"text/plain": f"{self!r}\n{error}"}
+        made: dict[str, Any] = show.mimebundle(trace, include, exclude)
         if "text/plain" in made:
             made["text/plain"] = repr(self)
         return made

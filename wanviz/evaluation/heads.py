@@ -12,7 +12,7 @@ from wanviz.adapters import adapter_for
 from wanviz.attribution.ask import SIGMAS
 from wanviz.capture import observe
 from wanviz.evaluation.scores import overlap, precision
-from wanviz.evaluation.truth import samples
+from wanviz.evaluation.truth import rendered
 
 THRESHOLD = 0.4
 
@@ -40,7 +40,10 @@ def choose_heads(
     adapter = adapter_for(pipe)
     size, frames = pipe.config.height, pipe.config.num_frames
     for sample in tqdm(
-        samples(clips, seed, "train", frames, size), "heads", clips, disable=not progress_bar
+        (rendered(i, seed, "train", frames, size) for i in range(clips)),
+        "heads",
+        clips,
+        disable=not progress_bar,
     ):
         trace = observe(
             pipe, sample.frames, sample.text, sigmas=tuple(sigmas), keep=[("layer", "head")],

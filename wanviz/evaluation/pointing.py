@@ -1,4 +1,4 @@
-"""Does the map of a word point at its object? `python -m wanviz.evaluation --prompts 60 --out DIR`.
+"""Does the map of a word point at its object in the clips that the model draws?
 
 Clips are generated for held-out prompts of the theatre. The region of the garment and of the
 umbrella is found in each clip by colour, without a look at any map; then one asks, frame by frame,
@@ -9,23 +9,19 @@ stand beside: a map that does not beat them says nothing.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tinywan import TextToVideoPipeline, TinywanError
+from tinywan import TextToVideoPipeline
 from tinywan.evaluate import find_region, measure, sample_prompts
 from tqdm import tqdm
 from xarray import DataArray
 
 from wanviz.capture import capture
-from wanviz.errors import OptionError, WanvizError
+from wanviz.errors import OptionError
 from wanviz.grid import latent_frame
 
 
@@ -172,42 +168,3 @@ def _summary(records: Iterable[dict[str, Any]], name: str) -> Pointing:
         area=total["area"] / frames,
         mistaken=total["mistaken"],
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the evaluation from the command line.
-
-    Args:
-        arguments: words after the command; None takes the process's own.
-
-    Returns:
-        0, or 2 for options that cannot work.
-    """
-    parser = argparse.ArgumentParser(prog="python -m wanviz.evaluation", description=__doc__)
-    parser.add_argument("--prompts", type=int, default=60, help="how many held-out prompts")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts and clips")
-    parser.add_argument("--checkpoint", type=Path, help="folder; the shipped one by default")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--out", type=Path, required=True, help="folder for pointing.json")
-    options = parser.parse_args(arguments)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        pipe = TextToVideoPipeline.from_pretrained(options.checkpoint, options.device)
-        found, records = evaluate_pointing(pipe, options.prompts, options.seed)
-    except (TinywanError, WanvizError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    heads = f"{'object':10}{'frames':>8}{'missing':>9}{'peak of map':>13}{'centre':>9}{'area':>8}"
-    print(f"{heads}{'mistaken clips':>16}")
-    for name, p in found.items():
-        shares = f"{p.peak:13.1%}{p.centre:9.1%}{p.area:8.1%}" if p.frames else "  not in any frame"
-        print(f"{name:10}{p.frames:8}{p.missing:9}{shares}{p.mistaken:16}")
-    content = {"summary": {name: asdict(p) for name, p in found.items()}, "clips": records}
-    path = options.out / "pointing.json"
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    print(f"wrote {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

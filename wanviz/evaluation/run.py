@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from wanviz.attribution.perturbation import Target
 from wanviz.capture import observe
 from wanviz.evaluation import scores
 from wanviz.evaluation.baselines import baselines, with_random_denoisers
-from wanviz.evaluation.truth import Sample, Told, samples
+from wanviz.evaluation.truth import Sample, Told
 from wanviz.events import Clip
 from wanviz.trace import Trace
 
@@ -75,6 +75,7 @@ def run(
     pipe: TextToVideoPipeline,
     plan: Plan,
     path: Path,
+    sample: Callable[[int], Sample],
     rank: int = 0,
     world: int = 1,
     progress_bar: bool = True,
@@ -85,25 +86,19 @@ def run(
         pipe: a trained tinywan.
         plan: how much.
         path: JSON lines, of this process alone.
+        sample: gives a clip by its number.
         rank: of this process; it takes every world-th clip.
         world: how many processes share the clips.
         progress_bar: show one.
     """
     done = {record["clip"] for record in read(path)}
     blank = with_random_denoisers(pipe)
-    numbered = samples(
-        plan.clips, plan.seed, "held_out", pipe.config.num_frames, pipe.config.height
-    )
-    mine = [s for s in range(rank, plan.clips, world) if s not in done]
-    bar = tqdm(total=len(mine), desc="clips", disable=not progress_bar)
-    with bar, path.open("a", encoding="utf-8") as out:
-        for sample in numbered:
-            if sample.number not in mine:
-                continue
-            record = evaluate(pipe, blank, sample, plan)
+    mine = [number for number in range(rank, plan.clips, world) if number not in done]
+    with path.open("a", encoding="utf-8") as out:
+        for number in tqdm(mine, path.stem, disable=not progress_bar):
+            record = evaluate(pipe, blank, sample(number), plan)
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()
-            bar.update()
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,14 @@
-"""Clips whose every word has a mask: rendered scenes of combinations that the model never saw."""
+"""Clips whose words have masks: rendered scenes of combinations that the model never saw, and clips that it drew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tinywan import theatre
+from tinywan import TextToVideoPipeline, theatre
+from tinywan.evaluate import find_region, sample_prompts
 
 from wanviz.attribution.result import Phrase
 from wanviz.evaluation.scores import Truth, truth_of
@@ -30,7 +30,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Sample:
-    """A rendered clip with its caption."""
+    """A clip with its caption, and where things are in it."""
 
     number: int
     language: str
@@ -62,25 +62,46 @@ class Sample:
         )
 
 
-def samples(
-    count: int, seed: int, split: Literal["train", "held_out"], num_frames: int = 17, size: int = 96
-) -> Iterator[Sample]:
-    """Rendered clips, English and Chinese in turn.
+def rendered(
+    number: int,
+    seed: int,
+    split: Literal["train", "held_out"],
+    num_frames: int = 17,
+    size: int = 96,
+) -> Sample:
+    """A rendered clip; even numbers are told in English, odd ones in Chinese.
 
     Args:
-        count: how many.
+        number: which one.
         seed: of scenes and wordings.
         split: "held_out" combinations of factors were never trained on.
         num_frames: pixel frames.
         size: pixels of a side.
     """
-    for number in range(count):
-        rng = np.random.default_rng([seed, number, 77])
-        scene = theatre.sample_scene(rng, split=split, world="whole")
-        language: Literal["en", "zh"] = "zh" if number % 2 else "en"
-        caption = theatre.caption(scene, language, rng=rng)
-        clip = theatre.render(scene, num_frames, size, size)
-        yield Sample(number, language, caption.text, clip.frames, scene, caption, clip.masks)
+    rng = np.random.default_rng([seed, number, 77])
+    scene = theatre.sample_scene(rng, split=split, world="whole")
+    language: Literal["en", "zh"] = "zh" if number % 2 else "en"
+    caption = theatre.caption(scene, language, rng=rng)
+    clip = theatre.render(scene, num_frames, size, size)
+    return Sample(number, language, caption.text, clip.frames, scene, caption, clip.masks)
+
+
+def generated(pipe: TextToVideoPipeline, number: int, count: int, seed: int) -> Sample:
+    """A clip that the model drew for a held-out prompt; its garment and umbrella are found by their colours.
+
+    Args:
+        pipe: a trained tinywan.
+        number: which one, below `count`.
+        count: how many prompts there are in all.
+        seed: of prompts and clips.
+    """
+    scene, caption = sample_prompts(count, seed)[number]
+    frames = pipe(caption.text, seed=seed + number, progress_bar=False).frames[0]
+    pictures = (frames * 255).round().astype(np.uint8)
+    masks = {"garment": find_region(pictures, scene.garment_color, "garment")}
+    if scene.prop == "umbrella":
+        masks["prop"] = find_region(pictures, scene.prop_color, "umbrella")
+    return Sample(number, caption.language, caption.text, pictures, scene, caption, masks)
 
 
 def _kind(part: str) -> str:
