@@ -66,12 +66,11 @@ class Attribution:
         Raises:
             PhraseError: it was not asked for, or there are several with its text.
         """
-        text = getattr(word, "text", word)
-        span = word.span if isinstance(word, Word) else None
+        text, spans = (word.text, (word.span,)) if isinstance(word, Word) else (word, None)
         found = [
             row
             for row, phrase in enumerate(self.phrases)
-            if phrase.text == text and span in (None, *phrase.spans)
+            if phrase.text == text and spans in (None, phrase.spans)
         ]
         if not found:
             raise PhraseError(

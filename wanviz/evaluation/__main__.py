@@ -18,7 +18,7 @@ from typing import Any
 
 from tinywan import TextToVideoPipeline, TinywanError
 
-from wanviz.errors import WanvizError
+from wanviz.errors import OptionError, WanvizError
 from wanviz.evaluation.heads import choose_heads
 from wanviz.evaluation.pointing import Pointing, evaluate_pointing
 from wanviz.evaluation.run import Plan, read, run
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1))
     )
     try:
+        for name in ("clips", "dear", "random", "drawn", "prompts", "seed"):
+            if getattr(options, name) < 0:
+                raise OptionError(f"--{name} {getattr(options, name)}: use 0 or more")
         options.out.mkdir(parents=True, exist_ok=True)
         pipe = TextToVideoPipeline.from_pretrained(options.checkpoint, options.device)
         _evaluate(pipe, options, rank, world)

@@ -95,6 +95,8 @@ def run(
     blank = with_random_denoisers(pipe)
     mine = [number for number in range(rank, plan.clips, world) if number not in done]
     with path.open("a", encoding="utf-8") as out:
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            out.write("\n")  # behind a line that was cut off
         for number in tqdm(mine, path.stem, disable=not progress_bar):
             record = evaluate(pipe, blank, sample(number), plan)
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -105,7 +107,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     """The clips that a file holds; a line that was cut off is left out."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:

@@ -45,7 +45,7 @@ class Truth:
 
     @property
     def ideal(self) -> NDArray[np.float64]:
-        """The best map that the grid allows: the part of each token that the object covers."""
+        """The best map that the grid allows, ties aside: the part of each token that the object covers."""
         inside, total = self.clip
         return inside / total
 

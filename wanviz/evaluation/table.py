@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from wanviz.attribution.faithfulness import PARTS
 from wanviz.evaluation.scores import THRESHOLDS, Interval, interval
 from wanviz.evaluation.truth import CLASSES
 
@@ -83,17 +84,17 @@ def against(
     for record in records:
         if record["clip"] % TUNED == 0:
             continue
-        by_method = {
-            name: [
-                s[measure][best[name]] if measure == "overlap" else s[measure]
+        one, other = (
+            {
+                (s["word"], s["kind"]): s[measure][best[name]] if measure == "overlap" else s[measure]
                 for s in record["scores"]
                 if s["method"] == name and s["kind"] != "weather"
-            ]
-            for name in best
-        }
-        pairs = list(zip(by_method[first], by_method[second], strict=True))
-        values += [a - b for a, b in pairs]
-        clips += [record["clip"]] * len(pairs)
+            }
+            for name in (first, second)
+        )
+        differences = [one[word] - other[word] for word in one if word in other]
+        values += differences
+        clips += [record["clip"]] * len(differences)
     return interval(values, clips)
 
 
@@ -283,10 +284,10 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
         for curve in record.get("curves", []):
             curves[curve["method"]].append((curve["left"], curve["there"]))
     if curves:
-        from wanviz.attribution.faithfulness import PARTS
-
         parts = (0, *PARTS, 1)
         for name, color in styles.items():
+            if name not in curves:
+                continue
             deleted, inserted = np.mean(curves[name], axis=0)
             right.plot(parts, deleted, color=color, label=name)
             right.plot(parts, inserted, color=color, linestyle="--")
