@@ -45,7 +45,9 @@ def sample_scenes(count: int, seed: int, world: Any) -> list[Scene]:
 
 
 @torch.no_grad()
-def vae_psnr(vae: CausalVAE, scenes: Sequence[Scene], num_frames: int, size: int) -> list[float]:
+def vae_psnr(
+    vae: CausalVAE, scenes: Sequence[Scene], num_frames: int, size: int, refine: int = 0
+) -> list[float]:
     """How well rendered clips come through encoder and decoder.
 
     Args:
@@ -53,6 +55,7 @@ def vae_psnr(vae: CausalVAE, scenes: Sequence[Scene], num_frames: int, size: int
         scenes: to render.
         num_frames: pixel frames, 1 + 4k.
         size: rows and columns in pixels.
+        refine: steps in which the encoder's latents are improved, see `CausalVAE.refine`.
 
     Returns:
         Decibels for each scene.
@@ -61,7 +64,10 @@ def vae_psnr(vae: CausalVAE, scenes: Sequence[Scene], num_frames: int, size: int
     for scene in scenes:
         frames = render(scene, num_frames, size, size).frames / np.float32(255)
         video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(vae.mean.device) * 2 - 1
-        seen = (vae.decode(vae.encode(video)).clamp(-1, 1) + 1) / 2
+        latents = vae.encode(video)
+        if refine:
+            latents = vae.refine(video, latents, refine)
+        seen = (vae.decode(latents).clamp(-1, 1) + 1) / 2
         found.append(psnr(seen[0].permute(1, 2, 3, 0).cpu().numpy(), frames))
     return found
 

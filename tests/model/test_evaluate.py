@@ -255,7 +255,9 @@ def test_command_writes_findings_and_sheet(
     )
     monkeypatch.setattr(evaluation, "count_token_experts", lambda pipe: nullcontext({}))
     monkeypatch.setattr(evaluation, "accuracy", lambda probe, clips, vae: accuracy(probe, clips))
-    monkeypatch.setattr(evaluation, "vae_psnr", lambda vae, scenes, frames, size: [30.0, 34.0])
+    monkeypatch.setattr(
+        evaluation, "vae_psnr", lambda vae, scenes, frames, size, refine=0: [30.0 + refine, 34.0]
+    )
     command = ["--prompts", "4", "--judge-clips", "2", "--seen", "2", "--flagship", "3"]
     assert evaluation.main([*command, "--out", str(tmp_path / "found")]) == 0
     findings = json.loads((tmp_path / "found" / "evaluation.json").read_text(encoding="utf-8"))
@@ -268,7 +270,8 @@ def test_command_writes_findings_and_sheet(
         "flagship.png",
     ]
     assert findings["seen"]["all"]["clips"] == 2
-    assert findings["vae"] == {"clips": 2, "psnr": 32.0}
+    assert findings["vae"]["clips"] == 2 and findings["vae"]["psnr"] == 32.0
+    assert findings["vae"]["refined"] == 32 + evaluation.REFINE / 2
     assert findings["flagship"]["right"]["place"] == 3
     card = (tmp_path / "found" / "evaluation.md").read_text(encoding="utf-8")
     assert "| place | 4 |" in card

@@ -191,3 +191,27 @@ def test_encode_refuses_such_a_video_too(vae):
 def test_the_latent_statistics_must_match_the_channels():
     with pytest.raises(ConfigError, match="one number for each of the 32 latent channels; found 3"):
         VAEConfig(latents_mean=(0.0,) * 3)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_refined_latents_decode_more_exactly_and_nothing_else_changes(vae, video, inference):
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    vae.requires_grad_(True)
+    try:
+        with torch.inference_mode(inference), torch.random.fork_rng():
+            latents = vae.encode(video)
+            error = [(vae.decode(latents) - video).square().mean().item()]
+            for steps in (2, 10):
+                refined = vae.refine(video, latents, steps)
+                error.append((vae.decode(refined) - video).square().mean().item())
+                assert not refined.requires_grad
+        assert error[0] > error[1] > error[2]
+        assert all(weight.requires_grad and weight.grad is None for weight in vae.parameters())
+    finally:
+        vae.requires_grad_(False)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+
+
+def test_refining_in_no_steps_is_refused(vae, video):
+    with pytest.raises(ConfigError, match="steps=0 refine nothing: use 1 or more"):
+        vae.refine(video, vae.encode(video), 0)

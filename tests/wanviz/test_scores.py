@@ -253,7 +253,9 @@ def test_baselines_know_nothing_or_the_wrong_thing(told):
     for word, best in zip(words, found["ceiling"], strict=True):
         np.testing.assert_allclose(best, word.truth.ideal, atol=1e-7)
     assert np.ptp(found["everything"]) == 0
-    peaks = {np.unravel_index(m.argmax(), m.shape)[1:] for m in found["centre"].reshape(-1, 1, 6, 6)}
+    peaks = {
+        np.unravel_index(m.argmax(), m.shape)[1:] for m in found["centre"].reshape(-1, 1, 6, 6)
+    }
     assert peaks == {(2, 2)}  # one of the four in the middle
     for word, number in zip(words, found["shuffled_word"][:, 0, 0, 0], strict=True):
         assert words[int(number)].part != word.part

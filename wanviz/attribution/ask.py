@@ -79,7 +79,7 @@ def attribute(
             left out, all words of the prompt are meant. A phrase that occurs more than once is meant every time.
         method: one of `METHODS`; docs/attribution.md says how each is defined, what it costs and how often it is right.
         video: `[F, H, W, 3]` to look at, uint8 or float in [0, 1]; None draws the prompt first.
-        seed: of the video that is drawn, and of the noise.
+        seed: of the video that is drawn, of the noise, and of what a method draws by chance.
         sigmas: noise levels in (0, 1]; maps are means over them.
         budget: the most bytes that the method's own tensors may take beside the model's run; checked before it asks
             anything.

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from wanviz.adapters.stage import BlockPart, Denoiser
 from wanviz.attribution.result import Phrase
-from wanviz.errors import CaptureError
+from wanviz.errors import CaptureError, OptionError
 from wanviz.events import Clip
 from wanviz.hooks import Arguments, HookSet, Keywords
-from wanviz.interventions.scope import Reach, reach
+from wanviz.interventions.scope import Reach, is_whole, reach
 from wanviz.interventions.words import gate_words
 
 
@@ -44,7 +44,8 @@ class Case:
         denoiser: to be asked.
         embeds: of the prompt, `[1, p, c]`.
         phrases: the words that are asked for.
-        tick: called once for each forward (and for each way back), for a progress bar.
+        tick: called once for each forward, for a progress bar.
+        seed: of what a method draws by chance.
         forwards: how many rows were computed so far.
     """
 
@@ -53,6 +54,7 @@ class Case:
     embeds: Tensor
     phrases: tuple[Phrase, ...]
     tick: Callable[[int], None]
+    seed: int = 0
     forwards: int = 0
     _gates: Tensor | None = None  # b token l
     _seen: Visible | None = None
@@ -195,6 +197,12 @@ class Case:
             )
 
 
+def raise_below(name: str, number: Any, least: int) -> None:
+    """Refuse what is no whole number from `least` on."""
+    if not is_whole(number) or number < least:
+        raise OptionError(f"{name}={number!r}: use {least} or more")
+
+
 @contextmanager
 def open_case(
     pipe: Any, clip: Clip, phrases: tuple[Phrase, ...], tick: Callable[[int], None]
@@ -202,7 +210,7 @@ def open_case(
     """A case; its hooks are gone afterwards."""
     with torch.inference_mode(False), reach(pipe) as reached, torch.no_grad():
         denoiser = reached.adapter.denoiser(clip)
-        case = Case(reached, denoiser, denoiser.embeds([clip.prompt]), phrases, tick)
+        case = Case(reached, denoiser, denoiser.embeds([clip.prompt]), phrases, tick, clip.seed)
         gate_words(reached, case.tokens, lambda _: case._gates)
         for block in reached.stage.blocks:
             cross = block.attentions["cross_attn"]

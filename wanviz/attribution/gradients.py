@@ -21,9 +21,8 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
 
 from wanviz.attribution.attention import Maps, shaped
-from wanviz.attribution.case import Case
+from wanviz.attribution.case import Case, raise_below
 from wanviz.attribution.perturbation import Target
-from wanviz.errors import OptionError
 from wanviz.interventions.scope import chosen_numbers
 
 Layers = Sequence[int] | None
@@ -53,8 +52,7 @@ def integrated_gradients(
         The maps, and completeness_delta: the largest distance of a map's sum from the word's whole effect, as a part
         of it.
     """
-    if steps < 2:
-        raise OptionError(f"steps={steps}: use 2 or more")
+    raise_below("steps", steps, 2)
     worst = 0.0
 
     def attribute(target: Target, z: torch.Tensor) -> torch.Tensor:

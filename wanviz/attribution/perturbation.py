@@ -22,9 +22,10 @@ from captum.attr import Occlusion, ShapleyValueSampling
 from torch import Tensor
 
 from wanviz.attribution.attention import Maps, shaped
-from wanviz.attribution.case import Case, Visible
+from wanviz.attribution.case import Case, Visible, raise_below
 from wanviz.attribution.result import Phrase
 from wanviz.errors import OptionError
+from wanviz.interventions.scope import is_whole
 
 
 def change(case: Case, level: int, answer: Tensor) -> Tensor:
@@ -87,9 +88,10 @@ def occlusion(case: Case, window: int = 3, stride: int = 2) -> Maps:
         OptionError: a window that does not fit.
     """
     grid = case.denoiser.grid
-    if not 1 <= window <= min(grid.rows, grid.columns) or not 1 <= stride <= window:
+    fits = is_whole(window) and 1 <= window <= min(grid.rows, grid.columns)
+    if not fits or not is_whole(stride) or not 1 <= stride <= window:
         raise OptionError(
-            f"window={window}, stride={stride}: use 1 to {min(grid.rows, grid.columns)} tokens, and a stride that "
+            f"window={window!r}, stride={stride!r}: use 1 to {min(grid.rows, grid.columns)} tokens, and a stride that "
             "leaves no gap"
         )
     total = np.zeros((len(case.phrases), grid.tokens), np.float32)
@@ -108,17 +110,15 @@ def occlusion(case: Case, window: int = 3, stride: int = 2) -> Maps:
 
 
 @torch.no_grad()
-def shapley(case: Case, samples: int = 8, seed: int = 0) -> Maps:
+def shapley(case: Case, samples: int = 8) -> Maps:
     """`shapley`: samples × (words + 1) forwards for each noise level.
 
     Args:
         case: what to ask.
-        samples: random orders of the words.
-        seed: of the orders; the global generator is left as it was.
+        samples: random orders of the words; the global generator is left as it was.
     """
     count = len(case.phrases)
-    if samples < 1:
-        raise OptionError(f"samples={samples}: use 1 or more")
+    raise_below("samples", samples, 1)
     total = torch.zeros(count, case.denoiser.grid.tokens)
     for level in case.levels:
         none = case.velocity(level, gates=present(case, torch.zeros(1, count)))
@@ -130,7 +130,7 @@ def shapley(case: Case, samples: int = 8, seed: int = 0) -> Maps:
             return case.pooled(along).flatten(1)  # b l
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(case.seed)
             found: Any = ShapleyValueSampling(effect).attribute(
                 torch.ones(1, count), baselines=0, n_samples=samples
             )

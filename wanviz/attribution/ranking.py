@@ -24,12 +24,12 @@ from tqdm import tqdm
 
 from wanviz.adapters import adapter_for
 from wanviz.attribution.ask import SIGMAS, drawn, find_phrases
-from wanviz.attribution.case import Case, open_case
+from wanviz.attribution.case import Case, open_case, raise_below
 from wanviz.attribution.perturbation import cut_out, present
+from wanviz.attribution.result import region_weights
 from wanviz.capture import noise_levels, pixels
 from wanviz.errors import OptionError
 from wanviz.events import Clip
-from wanviz.interventions.scope import grid_mask
 
 Rank = Literal["integrated_gradients", "saliency", "word_ablation", "shapley"]
 
@@ -43,17 +43,17 @@ class RegionTarget:
         Args:
             case: what to ask.
             level: of noise.
-            region: weights in [0, 1] over tokens, `[l]`.
+            region: weights from 0 over tokens, `[f, h, w]`.
         """
         self._case, self._level = case, level
         self.nothing = silent(case)
-        grid = case.denoiser.grid.shape
         full = case.full(level)
         with torch.no_grad():
             self._from = case.velocity(level, embeds=self.nothing, held=True)
-        weights = torch.nn.functional.interpolate(region.view(1, 1, *grid), size=full.shape[2:])
-        direction = (full - self._from) * weights.to(full)
-        self._direction = direction / direction.square().sum().clamp_min(1e-12)
+        weights = torch.nn.functional.interpolate(region[None, None], size=full.shape[2:])
+        way = full - self._from
+        direction = way * weights.to(full)
+        self._direction = direction / (direction * way).sum().clamp_min(1e-12)
 
     def of(self, answer: Tensor) -> Tensor:
         """`[b, c, f, h, w]` -> `[b]`."""
@@ -91,10 +91,11 @@ def rank_words(
         pipe: the pipeline.
         prompt: that describes the video.
         words: phrases or `Word`s of it; None is every word.
-        region: over (frame, row, column) of the token grid, 1 inside; one frame set to 1 asks about a frame.
+        region: over (frame, row, column) of the token grid, bool or weights from 0; one frame set to 1 asks about a
+            frame.
         method: see above.
         video: `[F, H, W, 3]`; None draws the prompt first.
-        seed: of the video that is drawn, and of the noise.
+        seed: of the video that is drawn, of the noise, and of the orders of shapley.
         sigmas: noise levels; the answer is the mean over them.
         steps: of integrated_gradients.
         samples: of shapley.
@@ -112,6 +113,8 @@ def rank_words(
         raise OptionError(
             f"method={method!r}: use 'integrated_gradients', 'saliency', 'word_ablation' or 'shapley'"
         )
+    raise_below("steps", steps, 2)
+    raise_below("samples", samples, 1)
     adapter = adapter_for(pipe)
     phrases = find_phrases(adapter.encode(prompt), words)
     shown = pixels(drawn(pipe, adapter, prompt, seed) if video is None else video)
@@ -121,9 +124,7 @@ def rank_words(
     bar = tqdm(desc=f"rank by {method}", unit="forward", disable=not progress_bar)
     attrs: dict[str, Any] = {"method": method}
     with bar, open_case(pipe, clip, phrases, bar.update) as case:
-        inside = grid_mask(region, case.denoiser.grid.shape)
-        if not inside.any():
-            raise OptionError("region is empty: set some tokens to 1")
+        inside = torch.from_numpy(region_weights(region, case.denoiser.grid.shape))
         total = np.zeros(len(phrases))
         for level in case.levels:
             target = RegionTarget(case, level, inside)
@@ -134,7 +135,7 @@ def rank_words(
             elif method == "word_ablation":
                 scores = _by_ablation(case, target, level)
             else:
-                scores = _by_shapley(case, target, level, samples, seed)
+                scores = _by_shapley(case, target, level, samples)
             total += scores
     score = total / len(case.levels)
     order = np.argsort(-score, kind="stable")
@@ -173,14 +174,12 @@ def _by_ablation(case: Case, target: RegionTarget, level: int) -> np.ndarray[Any
 
 
 @torch.no_grad()
-def _by_shapley(
-    case: Case, target: RegionTarget, level: int, samples: int, seed: int
-) -> np.ndarray[Any, Any]:
+def _by_shapley(case: Case, target: RegionTarget, level: int, samples: int) -> np.ndarray[Any, Any]:
     def value(z: Tensor) -> Tensor:
         return target.of(case.velocity(level, gates=present(case, z)))
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(case.seed)
         found = ShapleyValueSampling(value).attribute(
             torch.ones(1, len(case.phrases)), baselines=0, n_samples=samples
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wanviz.contents import Contents
 from wanviz.errors import OptionError, PhraseError
 from wanviz.grid import Grid, pixel_frame_label
+from wanviz.interventions.scope import as_numbers
 from wanviz.layout import array_name, special_columns
 from wanviz.trace import Trace
 from wanviz.words import EncodedPrompt, Word
@@ -28,6 +29,21 @@ class Phrase:
         tuple[int, float], ...
     ]  # index, fraction of the token's characters that are meant
     spans: tuple[tuple[int, int], ...]  # characters [start, stop) of the prompt
+
+
+def region_weights(region: Any, grid: tuple[int, ...]) -> NDArray[np.float32]:
+    """How much each token belongs to a region, `[f, h, w]`.
+
+    Raises:
+        OptionError: it is of another shape, empty, or has numbers below 0.
+    """
+    weights = as_numbers("region", region).numpy()
+    if weights.shape != grid or not (weights >= 0).all() or not weights.any():
+        raise OptionError(
+            f"region is shaped {weights.shape}: give weights from 0 over {grid} (frames, rows, columns), some of "
+            "them above 0"
+        )
+    return weights
 
 
 @dataclass(frozen=True)
@@ -96,12 +112,7 @@ class Attribution:
         Raises:
             OptionError: a region of another shape, or an empty one.
         """
-        weights = np.asarray(getattr(region, "values", region), dtype=np.float32)
-        if weights.shape != self.values.shape[1:] or weights.min() < 0 or not weights.any():
-            raise OptionError(
-                f"region is shaped {weights.shape}: give weights from 0 over {self.values.shape[1:]} (frames, rows, "
-                "columns), some of them above 0"
-            )
+        weights = region_weights(region, self.values.shape[1:])
         inside = (self.values.values * weights).sum(axis=(1, 2, 3)) / weights.sum()
         score = inside - self.values.values.mean(axis=(1, 2, 3))
         order = np.argsort(-score, kind="stable")

@@ -86,7 +86,9 @@ def against(
             continue
         one, other = (
             {
-                (s["word"], s["kind"]): s[measure][best[name]] if measure == "overlap" else s[measure]
+                (s["word"], s["kind"]): s[measure][best[name]]
+                if measure == "overlap"
+                else s[measure]
                 for s in record["scores"]
                 if s["method"] == name and s["kind"] != "weather"
             }
