@@ -47,6 +47,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
     return {
         "prompt": trace.prompt,
         "facts": _facts(trace),
+        "method": trace.record.get("attribution", {}).get("method"),
         "cut": trace.contents.prompts[trace.branches[0]].truncated_at,
         "words": [
             {"text": word.text, "start": word.span[0], "stop": word.span[1]} for word in shown.words
@@ -230,7 +231,9 @@ def _facts(trace: Trace) -> str:
     total = len(record["steps"])
     ran = views.steps_that_ran(trace) or f"{total} steps"
     two = any(step["noise_expert"] for step in record["steps"])
-    parts = [f"{ran} ({high} high-noise, {total - high} low-noise)" if two else ran]
+    parts = (
+        [f"{ran} ({high} high-noise, {total - high} low-noise)" if two else ran] if total else []
+    )
     if record.get("seed") is not None:
         parts.insert(0, f"seed {record['seed']}")
     kept = f"{trace.nbytes / 2**20:.1f} MiB kept"

@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tests.browser.pages import chip, choose, pixels
 from wanviz import views
+from wanviz.attribution import attribute
 from wanviz.contents import Contents
 from wanviz.grid import Grid
 from wanviz.report import report
@@ -84,6 +85,7 @@ def pages(painted, tmp_path_factory):
             report(trace, folder / f"{name}.html")
     report(painted(video=False, keep=((),), frames=None), folder / "bare.html")
     report(painted(EMOJI, truncated_at=19), folder / "emoji.html")
+    report(attribute(painted()).as_trace(), folder / "attribution.html")
     (folder / "cell.html").write_text(
         f"<!doctype html><meta charset=utf-8>{frame(painted())}", "utf-8"
     )
@@ -713,3 +715,26 @@ def test_a_notebook_that_nbconvert_made_a_page_of_works_without_a_network(
     shown = views.overlay(trace.frames[0], mass[0], views.Scale.of(mass)).astype(int)
     assert np.abs(pixels(frame) - shown).max() <= COLOR_STEPS
     context.close()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_of_an_attribution_does_not_call_its_maps_attention(visit, painted, language):
+    page = visit("attribution")
+    page.click(f"button[lang={language}]")
+    word = next(word.text for word in painted().words if word.tokens)
+    chip(page, word).click()
+    said = page.inner_text("main")
+    assert "attention_layers" in page.inner_text(".wv-stage")
+    for name in (
+        "attention mass (",
+        "of all attention",
+        "end of text",
+        "注意力质量（",
+        "全部注意力",
+    ):
+        assert name not in said
+    assert page.locator("[data-panel]").count() == 0  # neither frames nor experts were asked about
+    page.keyboard.press("r")
+    ranked = page.locator(".wv-ranks li, [data-id=ranks] li, ol li")
+    assert ranked.count() == len([w for w in painted().words if w.tokens])
+    assert "×" in ranked.first.inner_text() or "倍" in ranked.first.inner_text()

@@ -385,11 +385,23 @@ def test_as_a_trace_the_word_maps_are_the_values(name, request):
     assert np.array_equal(trace.frames, found.frames)
 
 
-def test_a_phrase_of_two_places_is_drawn_whole(whole):
+def test_a_phrase_of_two_places_has_its_map_in_both(whole):
     found = attribute(whole, ["in", "red qipao"], method="attention")
     trace = found.as_trace()
-    np.testing.assert_allclose(trace.word_map("in", occurrence="all"), found.map("in"), **CLOSE)
+    for place in (1, 2):
+        np.testing.assert_allclose(trace.word_map("in", occurrence=place), found.map("in"), **CLOSE)
     np.testing.assert_allclose(trace.word_map("red qipao"), found.map("red qipao"), **CLOSE)
+
+
+def test_words_that_share_a_token_are_drawn_each_with_its_own_map(pipe):
+    prompt = "一位穿紫大衣的先生静静地站着"
+    with wanviz.capture(pipe, keep=[("layer",)]) as trace:
+        pipe(prompt, seed=3, num_frames=5, num_inference_steps=2, progress_bar=False)
+    words = [word for word in trace.words if word.tokens]
+    found = attribute(trace, method="attention")
+    assert len({i for word in words for i in word.tokens}) < sum(len(w.tokens) for w in words)
+    for word, values in zip(words, found.values.values, strict=True):
+        np.testing.assert_allclose(found.as_trace().word_map(word.text), values, **CLOSE)
 
 
 def test_what_is_below_0_is_drawn_as_0(whole):
@@ -398,14 +410,14 @@ def test_what_is_below_0_is_drawn_as_0(whole):
     np.testing.assert_allclose(trace.word_map("umbrella"), np.maximum(values[0], 0), **CLOSE)
 
 
-def test_words_that_share_a_token_cannot_be_drawn_together(whole):
+def test_words_that_overlap_cannot_be_drawn_together(whole):
     found = attribute(whole, ["red qipao", "qipao"])
-    with pytest.raises(wanviz.OptionError, match="'qipao' and 'red qipao' share a token"):
+    with pytest.raises(wanviz.OptionError, match="'red qipao' and 'qipao' overlap in the prompt"):
         found.as_trace()
     shown = found._repr_mimebundle_()  # and a cell that ends with it says so
     assert set(shown) == {"text/plain"}
     assert shown["text/plain"].startswith(repr(found))
-    assert "share a token" in shown["text/plain"]
+    assert "overlap" in shown["text/plain"]
 
 
 def test_of_a_trace_that_kept_some_words_these_can_be_drawn(pipe, generate, tmp_path):

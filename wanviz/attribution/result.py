@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from wanviz.grid import Grid, pixel_frame_label
 from wanviz.interventions.scope import as_numbers
 from wanviz.layout import array_name, special_columns
 from wanviz.trace import Trace
-from wanviz.words import EncodedPrompt, Word
+from wanviz.words import EncodedPrompt, Token, Word
 
 
 @dataclass(frozen=True)
@@ -126,22 +127,26 @@ class Attribution:
     def as_trace(self) -> Trace:
         """The maps in a trace, for every view and for `wanviz.report`; negative values are drawn as 0.
 
+        Its tokens are the words that were asked for, each with its map in every place where it occurs.
+
         Raises:
-            OptionError: two of the words share a token, so that their maps cannot be told apart there.
+            OptionError: two of the words overlap in the prompt, so that their maps cannot be told apart there.
         """
-        used: dict[int, str] = {}
-        count = len(self.prompt.tokens)
         grid = self.values.shape[1:]
-        columns = np.zeros((count + len(special_columns(self.prompt)), *grid), np.float32)
-        for phrase, values in zip(self.phrases, self.values.values, strict=True):
-            share = np.maximum(values, 0) / sum(weight for _, weight in phrase.tokens)
-            for index, _ in phrase.tokens:
-                if index in used:
-                    raise OptionError(
-                        f"{phrase.text!r} and {used[index]!r} share a token: ask for one of them to see it"
-                    )
-                used[index] = phrase.text
-                columns[index] = share
+        spans = [(span, number) for number, p in enumerate(self.phrases) for span in p.spans]
+        spans.sort()
+        for ((_, stop), first), ((start, _), second) in pairwise(spans):
+            if start < stop:
+                one, other = (self.phrases[number].text for number in (first, second))
+                raise OptionError(
+                    f"{one!r} and {other!r} overlap in the prompt: ask for one of them to see it"
+                )
+        tokens = tuple(Token(self.prompt.text[slice(*span)], span) for span, _ in spans)
+        prompt = EncodedPrompt(self.prompt.text, tokens, self.prompt.truncated_at)
+        maps = np.maximum(self.values.values, 0)[[number for _, number in spans]]
+        columns = np.concatenate(
+            [maps, np.zeros((len(special_columns(prompt)), *grid), np.float32)]
+        )
         arrays: dict[str, Any] = {array_name("cond", "words", ()): columns}
         if self.frames is not None:
             arrays["video"] = self.frames
@@ -156,18 +161,14 @@ class Attribution:
             "model": f"{self.record.get('model', 'model')} · {self.method}",
             "attribution": {"method": self.method, **self.parameters},
         }
-        words = tuple(
-            Word(phrase.text, span, tuple(index for index, _ in phrase.tokens))
-            for phrase in self.phrases
-            for span in phrase.spans[:1]
-        )
+        words = tuple(Word(token.text, token.span, (i,)) for i, token in enumerate(tokens))
         return Trace(
             Contents(
                 arrays=arrays,
                 keep=((),),
                 grid=Grid(*grid),
                 labels={"layer": (0,), "step": (0,), "head": (0,)},
-                prompts={"cond": self.prompt},
+                prompts={"cond": prompt},
                 words={"cond": words},
                 record=record,
             )

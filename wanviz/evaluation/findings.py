@@ -260,9 +260,11 @@ def find(
         "changed": np.mean([x.mean(0) for x in changed], axis=0).tolist(),
         "information": [information(c) for c in total],
         "information_of_chance": [information(c) for c in chance],
-        "experts": (total / total.sum(axis=1, keepdims=True)).tolist(),  # layer expert label
+        "experts": (
+            total / np.maximum(total.sum(axis=1, keepdims=True), 1)
+        ).tolist(),  # layer expert label
         "labels": [*KINDS, "scenery"],
-        "following": mean.tolist(),  # layer distance same/not
+        "following": np.where(np.isnan(mean), None, mean).tolist(),  # layer distance same/not
         "following_pairs": np.asarray(pairs).tolist(),
         "expert_effect": np.mean(effects, axis=0).tolist(),
         "expert_load": np.mean(loads, axis=0).tolist(),
@@ -323,7 +325,7 @@ def figure(found: dict[str, Any]) -> Figure:
         title="What the choice of token experts tells",
     )
     c.legend(frameon=False)
-    follow = np.array(found["following"])
+    follow = np.array(found["following"], dtype=float)  # None is NaN
     for layer in range(layers):
         gain = follow[layer, 1:, 0] / follow[layer, 1:, 1]
         d.plot(

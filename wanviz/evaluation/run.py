@@ -32,10 +32,12 @@ from wanviz.evaluation.truth import Sample, Told
 from wanviz.events import Clip
 from wanviz.trace import Trace
 
-CHEAP = (
+LOOKING = (
     "attention", "attention_share", "attention_layers", "attention_heads", "attention_frames",
-    "attention_value", "output_space", "word_ablation", "knockout",
+    "attention_value", "output_space",
 )  # fmt: skip
+DISTURBING = ("word_ablation", "knockout")
+CHEAP = (*LOOKING, *DISTURBING)
 DEAR = ("saliency", "input_x_gradient", "integrated_gradients", "shapley", "occlusion")
 PARAMETERS: dict[str, dict[str, Any]] = {
     "shapley": {"samples": 3},
@@ -49,6 +51,7 @@ FAITHFUL = (
     "integrated_gradients",
 )
 DEAR_WORDS = 2  # of a clip
+LATER_WORDS = 4  # of a clip that the dear methods do not see, for those that disturb the model once for each word
 DEAR_LEVEL = (0.5,)  # the noise level of the methods that need many forwards, and of the curves
 
 
@@ -123,9 +126,12 @@ def evaluate(
     rows, columns = (size // 8 for size in sample.frames.shape[1:3])
     told = sample.words(encoded, rows, columns)
     rng = np.random.default_rng([plan.seed, sample.number])
-    maps, cost = _maps(pipe, sample, told, CHEAP, SIGMAS, plan)
+    maps, cost = _maps(pipe, sample, told, LOOKING, SIGMAS, plan)
+    some = told if sample.number < plan.dear else _few(told, LATER_WORDS, sample.number)
+    disturbed, more = _maps(pipe, sample, some, DISTURBING, SIGMAS, plan)
+    cost |= more
     trace = _trace(pipe, sample, SIGMAS)
-    found = [("", maps, told)]
+    found = [("", maps, told), ("", disturbed, some)]
     found.append(("", baselines(trace, told, maps["attention_layers"], rng), told))
     record: dict[str, Any] = {"clip": sample.number, "language": sample.language}
     if sample.number < plan.dear:

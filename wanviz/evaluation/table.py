@@ -198,12 +198,14 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| `{method}` | {' | '.join(cells)} |")
     wild = [m for m in dict.fromkeys(scored["method"]) if "(random" in m]
     if wild:
-        lines += ["", "The same methods on denoisers with random weights, average precision:", ""]
+        lines += ["", "The same words by denoisers with random weights, average precision:", ""]
         lines += ["| method | trained | random weights |", "|---|---|---|"]
         for method in wild:
             name = method.removesuffix(" (random weights)")
-            pair = [_cell(placed, m, "precision") for m in (name, method)]
-            lines.append(f"| `{name}` | {' | '.join(pair)} |")
+            trained = _on_words_of(records, name, method)
+            lines.append(
+                f"| `{name}` | {_spread(trained.loc['precision'], 100)} | {_cell(placed, method, 'precision')} |"
+            )
     hidden = faithfulness(records)
     if len(hidden):
         lines += ["", "Areas under the curves, and infidelity:", ""]
@@ -223,27 +225,22 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _ceiling(records: Sequence[dict[str, Any]], method: str) -> float:
-    """The ceiling's overlap on the words that a method was scored on, each at its own best threshold of the table."""
-    mine = {
-        (record["clip"], score["word"], score["kind"])
-        for record in records
-        for score in record["scores"]
-        if score["method"] == method
-    }
-    same = [
-        {
-            "clip": record["clip"],
-            "scores": [
-                s
-                for s in record["scores"]
-                if s["method"] == CEILING and (record["clip"], s["word"], s["kind"]) in mine
-            ],
-        }
-        for record in records
-    ]
+    """The ceiling's mean overlap on the words that a method was scored on."""
+    table = _on_words_of(records, CEILING, method)
+    return float(table.loc["overlap", "mean"]) if len(table) else float("nan")
+
+
+def _on_words_of(records: Sequence[dict[str, Any]], method: str, other: str) -> pd.DataFrame:
+    """A method's row for each measure, on the words that another one was scored on, weather left out."""
+    same = []
+    for record in records:
+        asked = {(s["word"], s["kind"]) for s in record["scores"] if s["method"] == other}
+        mine = [
+            s for s in record["scores"] if s["method"] == method and (s["word"], s["kind"]) in asked
+        ]
+        same.append({"clip": record["clip"], "scores": mine})
     table = rows(same)
-    chosen = table[(table["kind"] == "placed") & (table["measure"] == "overlap")]
-    return float(chosen["mean"].iloc[0]) if len(chosen) else float("nan")
+    return table[table["kind"] == "placed"].set_index("measure") if len(table) else table
 
 
 def _cell(table: pd.DataFrame, method: str, measure: str) -> str:

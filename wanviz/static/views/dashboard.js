@@ -25,8 +25,8 @@ class Page {
       colors: Object.keys(data.colors)[0], speed: 1, playing: false, predicted: true, order: "place", bright: "own", baseline: false, language: null, ready: false, complete: false, arrived: 0,
     });
     this.store.on((changed) => AXES.some((axis) => changed.has(axis)) && this.fetchSlice());
-    this.say = speaker("en");
-    this.store.on((changed) => changed.has("language") && (this.say = speaker(this.store.state.language)));
+    this.say = speaker("en", data.method);
+    this.store.on((changed) => changed.has("language") && (this.say = speaker(this.store.state.language, data.method)));
   }
   /** Single layers, heads or steps that the page does not store: a kernel gives what was kept, a prediction needs no maps. */
   finer(axis) {
@@ -113,7 +113,7 @@ class Page {
   rank({ row, column, high, wide }, latent) {
     const { data, maps } = this;
     const found = [];
-    [...data.words, ...data.kinds].forEach((_, index) => {
+    [...data.words, ...(data.method ? [] : data.kinds)].forEach((_, index) => {
       const map = maps.at(index, this.store.state, latent);
       if (!map) return;
       let sum = 0;
@@ -122,7 +122,7 @@ class Page {
       const mean = this.summary(index).share;
       found.push({ index, mass, lift: mean > 0 ? mass / mean : 0 });
     });
-    return found.sort((a, b) => b.mass - a.mass);
+    return found.sort((a, b) => (data.method ? b.lift - a.lift : b.mass - a.mass));
   }
   expertMap(latent) {
     const { layer, expert } = this.store.state.expert;
@@ -244,10 +244,12 @@ export async function mountDashboard(root, data, { language = "en", keys = root,
     h("main", {},
       h("section", { class: "wv-card" }, title("h2", "prompt"), player.words),
       h("section", { class: "wv-card" }, title("h2", "video", { class: "wv-unseen" }), player.stage),
-      h("section", { class: "wv-card" }, title("h2", "denoising"), mountDenoising(page)),
-      h("section", { class: "wv-card" }, title("h2", "heads"), mountHeads(page)),
-      h("section", { class: "wv-panels" }, title("h2", "inside"),
-        panel("frames", mountFrames(page)), panel("noise", mountNoise(page)), panel("load", mountLoad(page))),
+      ...(data.method ? [] : [
+        h("section", { class: "wv-card" }, title("h2", "denoising"), mountDenoising(page)),
+        h("section", { class: "wv-card" }, title("h2", "heads"), mountHeads(page)),
+        h("section", { class: "wv-panels" }, title("h2", "inside"),
+          panel("frames", mountFrames(page)), panel("noise", mountNoise(page)), panel("load", mountLoad(page))),
+      ]),
       h("section", { class: "wv-card" }, title("h2", "about"), record, reading)));
   store.on((changed, state) => {
     if (!changed.has("language")) return;

@@ -206,13 +206,13 @@ export function mountPlayer(page) {
 
   function showShares() {
     const { say } = page;
-    sharesTitle.hidden = shares.hidden = shareList.hidden = !maps.find(state);
+    sharesTitle.hidden = shares.hidden = shareList.hidden = Boolean(data.method) || !maps.find(state);
     const all = [...data.words, ...data.kinds].map((_, index) => page.summary(index).share);
     const most = Math.max(1e-9, ...all.slice(0, data.words.length));
     for (const button of chips) {
       const share = all[Number(button.dataset.index)];
       button.style.setProperty("--share", Math.min(1, share / most));
-      button.title = percent(share);
+      button.title = data.method ? "" : percent(share);
     }
     const sum = (list) => list.reduce((total, share) => total + share, 0);
     const parts = [["words", sum(all.slice(0, data.words.length))], ...data.kinds.map((kind, i) => [kind.name, all[data.words.length + i]])];
@@ -376,7 +376,7 @@ export function mountPlayer(page) {
   paintBar();
 
   return {
-    words: h("div", {}, hint, sentence, cut, h("div", { class: "wv-behind" }, behind, kinds)),
+    words: h("div", {}, hint, sentence, cut, data.method ? null : h("div", { class: "wv-behind" }, behind, kinds)),
     stage: h("div", { class: "wv-stage" }, player, side),
     canvas,
     /** Keys of the whole page; true where one was used. */
