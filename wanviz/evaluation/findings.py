@@ -264,7 +264,7 @@ def find(
             total / np.maximum(total.sum(axis=1, keepdims=True), 1)
         ).tolist(),  # layer expert label
         "labels": [*KINDS, "scenery"],
-        "following": np.where(np.isnan(mean), None, mean).tolist(),  # layer distance same/not
+        "following": _known(mean),  # layer distance same/not
         "following_pairs": np.asarray(pairs).tolist(),
         "expert_effect": np.mean(effects, axis=0).tolist(),
         "expert_load": np.mean(loads, axis=0).tolist(),
@@ -273,6 +273,13 @@ def find(
             for a, b in zip(np.mean(loads, axis=0), np.mean(effects, axis=0), strict=True)
         ],
     }
+
+
+def _known(values: Matrix) -> Any:
+    """Nested lists with None in place of NaN, which JSON does not know."""
+    filled = values.astype(object)
+    filled[np.isnan(values)] = None
+    return filled.tolist()
 
 
 def figure(found: dict[str, Any]) -> Figure:
