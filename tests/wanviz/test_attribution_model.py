@@ -17,7 +17,7 @@ from wanviz.adapters import adapter_for
 from wanviz.attribution import METHODS, attribute, rank_words
 from wanviz.attribution.ask import find_phrases
 from wanviz.attribution.case import Visible, open_case
-from wanviz.attribution.faithfulness import PARTS, Curves, curves, infidelity
+from wanviz.attribution.faithfulness import PARTS, Curves, curves, infidelity, sensitivity
 from wanviz.attribution.perturbation import Target, present
 from wanviz.attribution.ranking import RegionTarget
 from wanviz.events import Clip
@@ -706,3 +706,15 @@ def test_gradients_are_there_whatever_the_user_has_turned_off(pipe, video, mode,
         found = asked(pipe, video, LOW, method="saliency")
         ranked(pipe, video, LOW, words=WORDS, steps=2)
     np.testing.assert_allclose(found.values, expected.values, **CLOSE)
+
+
+def test_a_map_that_is_the_video_itself_moves_as_far_as_the_video():
+    video = torch.full((1, 3, 1, 4, 4), 0.5)
+    state = torch.get_rng_state()
+    found = sensitivity(lambda seen: seen.flatten(1), video, radius=0.1, samples=8)
+    assert 0 < found <= 0.1 / 0.5 + 1e-6  # each number by at most 0.1, of 0.5
+    assert found > 0.5 * 0.1 / 0.5 / 3**0.5  # and by chance not by much less
+    assert sensitivity(lambda seen: torch.ones(1, 7), video) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    at_the_edge = torch.ones(1, 3, 1, 4, 4)
+    assert sensitivity(lambda seen: torch.relu(seen - 1), at_the_edge) == 0  # clipped to [-1, 1]

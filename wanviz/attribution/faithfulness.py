@@ -5,16 +5,18 @@
   way round. An area under the curve over the part of the tokens, so both lie about in [0, 1].
 - Infidelity (Yeh et al. 2019, arXiv 1901.09392, with captum): how far the map's sum over hidden tokens is from the effect
   that is really lost; the map is first brought to the scale that fits best, since attention has another unit.
+- Sensitivity (the same paper, section 5, with captum): how far a map moves when the pixels move a little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from captum.metrics import infidelity as captum_infidelity
+from captum.metrics import sensitivity_max
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -108,3 +110,31 @@ def infidelity(
             max_examples_per_batch=2,
         )
     return float(error / nothing.clamp_min(1e-12))
+
+
+@torch.no_grad()
+def sensitivity(
+    explain: Callable[[Tensor], Tensor],
+    video: Tensor,
+    radius: float = 0.02,
+    samples: int = 4,
+    seed: int = 0,
+) -> float:
+    """The largest change of a map, in parts of its length, over random small changes of the video.
+
+    Args:
+        explain: gives a map `[1, …]` of a video `[1, 3, F, H, W]`.
+        video: in [-1, 1]; changed ones are clipped to it.
+        radius: by how much each number is changed at most.
+        samples: changed videos, one map each.
+        seed: of the changes; the global generator is left as it was.
+    """
+
+    def each(inputs: tuple[Tensor]) -> tuple[Tensor]:  # captum hands out and expects tuples
+        (videos,) = inputs
+        return (torch.cat([explain(one[None].clamp(-1, 1)) for one in videos]),)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        found = sensitivity_max(each, video, perturb_radius=radius, n_perturb_samples=samples)
+    return float(found.max())

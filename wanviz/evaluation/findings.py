@@ -210,7 +210,7 @@ def expert_effects(pipe: TextToVideoPipeline, case: Case) -> Matrix:
 
 
 def find(
-    pipe: TextToVideoPipeline, clips: int = 12, seed: int = 9, progress_bar: bool = True
+    pipe: TextToVideoPipeline, clips: int = 8, seed: int = 9, progress_bar: bool = True
 ) -> dict[str, Any]:
     """Answer the four questions.
 

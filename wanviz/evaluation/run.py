@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from wanviz.attribution import METHODS
 from wanviz.attribution.ask import SIGMAS
 from wanviz.attribution.attention import Maps
 from wanviz.attribution.case import open_case
-from wanviz.attribution.faithfulness import curves, infidelity
+from wanviz.attribution.faithfulness import curves, infidelity, sensitivity
 from wanviz.attribution.perturbation import Target
 from wanviz.capture import observe
 from wanviz.evaluation import scores
@@ -50,6 +50,10 @@ FAITHFUL = (
     "word_ablation",
     "integrated_gradients",
 )
+STEADY = (
+    "attention_layers",
+    "word_ablation",
+)  # whose sensitivity is measured, where weights are random, too
 DEAR_WORDS = 2  # of a clip
 LATER_WORDS = 4  # of a clip that the dear methods do not see, for those that disturb the model once for each word
 DEAR_LEVEL = (0.5,)  # the noise level of the methods that need many forwards, and of the curves
@@ -147,6 +151,9 @@ def evaluate(
         wild = _maps(blank, sample, few, CHEAP, SIGMAS, plan)[0]
         wild |= _maps(blank, sample, few, DEAR, DEAR_LEVEL, plan)[0]
         found.append((" (random weights)", wild, few))
+        record["sensitivity"] = {
+            name: _sensitivity(pipe, sample, few, name, plan) for name in STEADY
+        }
     record["scores"] = [
         {"method": name + more, "word": one.phrase.text, "kind": one.kind} | _scores(values, one)
         for more, by_name, words in found
@@ -216,7 +223,8 @@ def _maps(
 
 def clip_of(sample: Sample, sigmas: tuple[float, ...]) -> Clip:
     """A sample as the adapter takes it."""
-    video = torch.from_numpy(sample.frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    frames = torch.from_numpy(sample.frames).permute(3, 0, 1, 2)[None]
+    video = frames * 2 - 1 if frames.is_floating_point() else frames / 127.5 - 1
     return Clip(video, sample.text, "", sigmas, sample.number, ("cond",))
 
 
@@ -251,6 +259,15 @@ def _curves(
 def _from_centre(shape: tuple[int, int, int]) -> Any:
     _, row, column = np.indices(shape)
     return -np.hypot(row - (shape[1] - 1) / 2, column - (shape[2] - 1) / 2)
+
+
+def _sensitivity(pipe: Any, sample: Sample, few: Sequence[Told], name: str, plan: Plan) -> float:
+    def explain(video: torch.Tensor) -> torch.Tensor:
+        frames = ((video[0].permute(1, 2, 3, 0) + 1) / 2).numpy()
+        moved = replace(sample, frames=frames)
+        return torch.from_numpy(_maps(pipe, moved, few, (name,), DEAR_LEVEL, plan)[0][name])[None]
+
+    return sensitivity(explain, clip_of(sample, DEAR_LEVEL).video)
 
 
 def _agreement(maps: dict[str, Maps]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Sample:
     number: int
     language: str
     text: str
-    frames: NDArray[np.uint8]  # F H W 3
+    frames: NDArray[Any]  # F H W 3, uint8 or float in [0, 1]
     scene: theatre.Scene
     caption: theatre.Caption
     masks: dict[str, NDArray[np.bool_]]
