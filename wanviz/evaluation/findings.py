@@ -314,7 +314,7 @@ def figure(found: dict[str, Any]) -> Figure:
     b.set(
         xscale="log", yscale="log", xlabel="attention to the object's word, in the object",
         ylabel="change there if the head is ablated",
-        title=f"Heads that read a word, and heads that matter (rank correlation {rank.mean():.2f})",
+        title=f"Heads: reading and mattering (rank correlation {rank.mean():.2f})",
     )  # fmt: skip
     width = 0.4
     place = np.arange(layers)
@@ -342,6 +342,7 @@ def figure(found: dict[str, Any]) -> Figure:
             label=f"layer {layer}",
             color=COLORS[layer % len(COLORS)],
         )
+    d.set_xticks(range(1, follow.shape[1]))
     d.axhline(1, color="#777", linewidth=1)
     d.set(
         xlabel="distance in latent frames", ylabel="mass, same object / other",
