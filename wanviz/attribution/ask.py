@@ -75,7 +75,7 @@ def attribute(
 
     Args:
         source: a trace, or a pipeline.
-        asked: with a trace: words; with a pipeline: the prompt, and words. Words are phrases of the prompt or `Word`s;
+        asked: with a trace: words; with a pipeline: the prompt, and words. Words are phrases of the prompt, or `Word`;
             left out, all words of the prompt are meant. A phrase that occurs more than once is meant every time.
         method: one of `METHODS`; docs/attribution.md says how each is defined, what it costs and how often it is right.
         video: `[F, H, W, 3]` to look at, uint8 or float in [0, 1]; None draws the prompt first.
@@ -84,7 +84,7 @@ def attribute(
         budget: the most bytes that the method's own tensors may take beside the model's run; checked before it asks
             anything.
         progress_bar: show one.
-        parameters: of the method, e.g. steps=32, heads=[(2, 0)], neutral="thing"; `video` is drawn with the pipeline's
+        parameters: of the method, e.g. steps=32, heads=[(2, 0)], neutral="thing"; the video is drawn with the pipeline's
             defaults.
 
     Returns:

@@ -90,7 +90,7 @@ def rank_words(
     Args:
         pipe: the pipeline.
         prompt: that describes the video.
-        words: phrases or `Word`s of it; None is every word.
+        words: phrases of it, or `Word`; None is every word.
         region: over (frame, row, column) of the token grid, bool or weights from 0; one frame set to 1 asks about a
             frame.
         method: see above.
