@@ -49,4 +49,6 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!(wanviz|tinywan)\.\w+$).*")]
 
 html_theme = "sphinx_book_theme"
 html_title = "wanviz"
+html_static_path = ["style", "../wanviz/static/font"]
+html_css_files = ["chinese.css"]
 html_theme_options = {"show_toc_level": 2, "use_download_button": False}
