@@ -128,7 +128,7 @@ def test_an_ablated_expert_changes_nothing_where_it_is_never_chosen(pipe, sample
         assert (changed[0, expert] > 0) == (expert in chosen)
 
 
-def test_all_answers_come_as_json_and_as_a_figure(pipe, monkeypatch):
+def test_all_answers_come_as_json_and_as_a_figure(pipe):
     found = findings.find(pipe, clips=2, progress_bar=False)
     layers, heads = pipe.transformer.config.num_layers, pipe.transformer.config.num_heads
     assert np.shape(found["agreement"]) == (layers, heads, len(findings.LEVELS))

@@ -46,7 +46,7 @@ def cut_out(prompt: str, phrase: Phrase, neutral: str = "") -> str:
 
 @torch.no_grad()
 def word_ablation(case: Case, neutral: str = "") -> Maps:
-    """`word_ablation`: one forward for each word and noise level, in batches.
+    """`word_ablation`: one forward for each word and noise level.
 
     Args:
         case: what to ask.

@@ -50,10 +50,8 @@ FAITHFUL = (
     "word_ablation",
     "integrated_gradients",
 )
-STEADY = (
-    "attention_layers",
-    "word_ablation",
-)  # whose sensitivity is measured, where weights are random, too
+# Whose sensitivity is measured, on the clips on which the random weights are.
+STEADY = ("attention_layers", "word_ablation")
 DEAR_WORDS = 2  # of a clip
 LATER_WORDS = 4  # of a clip that the dear methods do not see, for those that disturb the model once for each word
 DEAR_LEVEL = (0.5,)  # the noise level of the methods that need many forwards, and of the curves
