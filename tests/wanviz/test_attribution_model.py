@@ -386,12 +386,49 @@ def test_occlusion_is_what_is_lost_without_the_windows_over_a_place(pipe, video,
     np.testing.assert_allclose(found, total / count, atol=2e-4)
 
 
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 1)])
+def test_occlusion_of_latents_is_what_is_lost_where_the_video_is_not_seen(
+    pipe, video, window, stride
+):
+    words = ["qipao", "umbrella"]
+    found = asked(
+        pipe, video, LOW, method="occlusion_latents", words=words, window=window, stride=stride
+    ).values.values
+    total, count = np.zeros((2, *GRID)), np.zeros(GRID)
+    with opened(pipe, video, LOW) as case, torch.no_grad():
+        seen, sigma = case.denoiser.noisy(0), case.denoiser.sigmas[0]
+        deep, high, wide = (size // cells for size, cells in zip(seen.shape[2:], GRID, strict=True))
+        nowhere = [case.gates(phrase, torch.zeros(1, 1)) for phrase in case.phrases]
+        full = [case.full(0) - case.velocity(0, gates=gates) for gates in nowhere]
+        starts = range(0, 4 - window + 1, stride)
+        for frame in range(GRID[0]):
+            for row in starts:
+                for column in starts:
+                    at = (frame, slice(row, row + window), slice(column, column + window))
+                    hidden = seen.clone()
+                    place = (
+                        ..., slice(deep * frame, deep * (frame + 1)),
+                        slice(high * row, high * (row + window)),
+                        slice(wide * column, wide * (column + window)),
+                    )  # fmt: skip
+                    hidden[place] -= (1 - sigma) * case.denoiser.latents[place]
+                    answer = case.velocity(0, latents=hidden)
+                    for number, (gates, effect) in enumerate(zip(nowhere, full, strict=True)):
+                        left = answer - case.velocity(0, latents=hidden, gates=gates)
+                        total[(number, *at)] += 1 - float(
+                            (left * effect).sum() / effect.square().sum()
+                        )
+                    count[at] += 1
+    np.testing.assert_allclose(found, total / count, atol=2e-4)
+
+
+@pytest.mark.parametrize("method", ["occlusion", "occlusion_latents"])
 @pytest.mark.parametrize(
     ("window", "stride"), [(5, 1), (0, 1), (2, 3), (2, 0), (2.0, 1), ("2", 1), (2, None)]
 )
-def test_a_window_that_does_not_fit_is_an_error(pipe, video, window, stride):
+def test_a_window_that_does_not_fit_is_an_error(pipe, video, method, window, stride):
     with pytest.raises(wanviz.OptionError, match="use 1 to 4 tokens"):
-        asked(pipe, video, LOW, method="occlusion", window=window, stride=stride)
+        asked(pipe, video, LOW, method=method, window=window, stride=stride)
 
 
 @pytest.mark.parametrize(("samples", "seed"), [(1, 0), (1, 1), (3, 0)])
@@ -577,7 +614,8 @@ def test_a_models_own_target_draws_curves(pipe, video):
 
 PARAMETERS = {
     "attention_heads": {"heads": [(0, 0)]}, "integrated_gradients": {"steps": 2},
-    "occlusion": {"window": 4, "stride": 4}, "shapley": {"samples": 1},
+    "occlusion": {"window": 4, "stride": 4}, "occlusion_latents": {"window": 4, "stride": 4},
+    "shapley": {"samples": 1},
 }  # fmt: skip
 
 
@@ -691,7 +729,8 @@ def test_a_model_that_breaks_off_is_left_as_it_was(pipe, video, name, error, lef
 
 
 @pytest.mark.parametrize(
-    "name", ["integrated_gradients", "occlusion", "shapley", "rank by shapley"]
+    "name",
+    ["integrated_gradients", "occlusion", "occlusion_latents", "shapley", "rank by shapley"],
 )
 @pytest.mark.parametrize("at", [1, 5])
 def test_it_may_break_off_at_any_time(pipe, video, name, at, left_as_it_was):

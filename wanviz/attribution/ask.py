@@ -52,6 +52,7 @@ METHODS: dict[str, Method] = {
     "word_ablation": Method(perturbation.word_ablation),
     "knockout": Method(perturbation.knockout),
     "occlusion": Method(perturbation.occlusion, rows=8),
+    "occlusion_latents": Method(perturbation.occlusion_latents, rows=8),
     "shapley": Method(perturbation.shapley),
 }
 DEFAULT = "attention_layers"

@@ -85,6 +85,7 @@ class Case:
         seen: Visible | None = None,
         held: bool = False,
         embeds: Tensor | None = None,
+        latents: Tensor | None = None,
     ) -> Tensor:
         """The denoiser's answer, float32 `[b, c, f, h, w]`.
 
@@ -94,12 +95,16 @@ class Case:
             seen: where one phrase is visible; between 0 and 1, cross-attention's answers with and without it are mixed.
             held: whether each token is worked on by the token experts of the full answer, so that nothing jumps.
             embeds: `[b, p, c]`; None is the prompt.
+            latents: noisy ones, `[b, c, f, h, w]`; None is the video.
         """
-        rows = max(len(gates) if gates is not None else 1, len(seen.where) if seen else 1)
+        given = [found for found in (gates, latents) if found is not None]
+        rows = max([1, *map(len, given), len(seen.where) if seen else 1])
         read = self.embeds if embeds is None else embeds
         self._gates, self._seen, self._level, self._held = gates, seen, level, held
         try:
-            answer = self.denoiser.velocity(level, read.expand(max(rows, len(read)), -1, -1))
+            answer = self.denoiser.velocity(
+                level, read.expand(max(rows, len(read)), -1, -1), latents
+            )
         finally:
             self._gates, self._seen, self._held = None, None, False
         self.forwards += len(answer)

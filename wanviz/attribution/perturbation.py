@@ -7,6 +7,8 @@
 - `knockout`: attention to the word is blocked everywhere (Geva et al. 2023, arXiv 2304.14767), the prompt stays.
 - `occlusion`: attention to the word is blocked in one window after the other (Zeiler & Fergus 2014, arXiv 1311.2901, with
   captum): how much of the word's effect is lost when this window does not read it.
+- `occlusion_latents`: one window of the noisy video after the other is emptied, in the same way: how much of the word's effect is
+  lost when the model does not see what is drawn there.
 - `shapley`: the velocity's change from no word to all words, shared out among the words fairly, place by place (Castro et al. 2009,
   by sampled orders, with captum). Words are blocked, as in `knockout`.
 """
@@ -87,13 +89,8 @@ def occlusion(case: Case, window: int = 3, stride: int = 2) -> Maps:
     Raises:
         OptionError: a window that does not fit.
     """
+    check_window(case, window, stride)
     grid = case.denoiser.grid
-    fits = is_whole(window) and 1 <= window <= min(grid.rows, grid.columns)
-    if not fits or not is_whole(stride) or not 1 <= stride <= window:
-        raise OptionError(
-            f"window={window!r}, stride={stride!r}: use 1 to {min(grid.rows, grid.columns)} tokens, and a stride that "
-            "leaves no gap"
-        )
     total = np.zeros((len(case.phrases), grid.tokens), np.float32)
     for level in case.levels:
         for row, phrase in enumerate(case.phrases):
@@ -107,6 +104,68 @@ def occlusion(case: Case, window: int = 3, stride: int = 2) -> Maps:
             )
             total[row] += found.flatten().float().numpy()
     return shaped(case, total / len(case.levels))
+
+
+@torch.no_grad()
+def occlusion_latents(case: Case, window: int = 3, stride: int = 2) -> Maps:
+    """`occlusion_latents`: words + 1 forwards for each window and noise level.
+
+    In a window the clean video gives way to the mean of all videos, 0 in normalised latents, and the noise stays: what the
+    model finds there is as noisy as the rest.
+
+    Args:
+        case: what to ask.
+        window: rows and columns of a window, one latent frame deep.
+        stride: rows and columns from one window to the next.
+
+    Raises:
+        OptionError: a window that does not fit.
+    """
+    check_window(case, window, stride)
+    grid, latents = case.denoiser.grid, case.denoiser.latents
+    channels, frames, height, width = latents.shape[1:]
+    deep, high, wide = frames // grid.frames, height // grid.rows, width // grid.columns
+    nowhere = [case.gates(phrase, torch.zeros(1, 1)) for phrase in case.phrases]
+    total = torch.zeros(len(case.phrases), grid.tokens)
+    for level in case.levels:
+        effects = torch.cat([case.full(level) - case.without(level, p) for p in case.phrases])
+        norms = effects.square().flatten(1).sum(1).clamp_min(1e-24)
+
+        def target(
+            noisy: Tensor,
+            level: int = level,
+            to: Tensor = effects / norms[:, None, None, None, None],
+        ) -> Tensor:
+            full = case.velocity(level, latents=noisy)
+            without = [case.velocity(level, latents=noisy, gates=gates) for gates in nowhere]
+            found = [
+                ((full - one) * along).flatten(1).sum(1)
+                for one, along in zip(without, to, strict=True)
+            ]
+            return torch.stack(found, dim=1)  # b word
+
+        noisy = case.denoiser.noisy(level)
+        empty = noisy - (1 - case.denoiser.sigmas[level]) * latents
+        lost = Occlusion(target).attribute(
+            noisy,
+            sliding_window_shapes=(channels, deep, window * high, window * wide),
+            strides=(channels, deep, stride * high, stride * wide),
+            baselines=empty,
+            perturbations_per_eval=8,
+        )  # word c f h w
+        total += case.pooled(lost.float().mean(dim=1)).flatten(1).cpu()
+    return shaped(case, (total / len(case.levels)).numpy())
+
+
+def check_window(case: Case, window: int, stride: int) -> None:
+    """Refuse a window that does not fit the grid, or a stride that leaves gaps."""
+    grid = case.denoiser.grid
+    fits = is_whole(window) and 1 <= window <= min(grid.rows, grid.columns)
+    if not fits or not is_whole(stride) or not 1 <= stride <= window:
+        raise OptionError(
+            f"window={window!r}, stride={stride!r}: use 1 to {min(grid.rows, grid.columns)} tokens, and a stride that "
+            "leaves no gap"
+        )
 
 
 @torch.no_grad()

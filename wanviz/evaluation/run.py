@@ -38,10 +38,14 @@ LOOKING = (
 )  # fmt: skip
 DISTURBING = ("word_ablation", "knockout")
 CHEAP = (*LOOKING, *DISTURBING)
-DEAR = ("saliency", "input_x_gradient", "integrated_gradients", "shapley", "occlusion")
+DEAR = (
+    "saliency", "input_x_gradient", "integrated_gradients", "shapley", "occlusion",
+    "occlusion_latents",
+)  # fmt: skip
 PARAMETERS: dict[str, dict[str, Any]] = {
     "shapley": {"samples": 3},
     "occlusion": {"window": 4, "stride": 3},
+    "occlusion_latents": {"window": 4, "stride": 3},
 }
 FAITHFUL = (
     "attention_layers",
@@ -51,7 +55,9 @@ FAITHFUL = (
     "integrated_gradients",
 )
 # Whose sensitivity is measured, on the clips on which the random weights are.
-STEADY = ("attention_layers", "word_ablation")
+STEADY = (
+    "attention_layers", "attention", "attention_value", "output_space", "word_ablation", "knockout",
+)  # fmt: skip
 DEAR_WORDS = 2  # of a clip
 LATER_WORDS = 4  # of a clip that the dear methods do not see, for those that disturb the model once for each word
 DEAR_LEVEL = (0.5,)  # the noise level of the methods that need many forwards, and of the curves
