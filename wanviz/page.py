@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanviz import views
+from wanviz.attribution import attribute
 from wanviz.errors import CaptureError, KeepError
 from wanviz.layout import AXES
-from wanviz.slices import Family, families, family_frames, family_maps, subjects
+from wanviz.slices import Family, Subjects, families, family_frames, family_maps, subjects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
             "error": f"{worst / 2:.1g}",
             "grouped": grouped,
         },
+        "explanation": _explanation(trace, shown),
         "alpha": [views.LEAST_ALPHA, views.MOST_ALPHA],
         "colors": {name: _base64(views.colors(name).tobytes()) for name in COLOR_MAPS},
         "diverging": _base64(views.colors(DIVERGING).tobytes()),
@@ -115,6 +117,23 @@ def _maps(trace: Trace, found: Sequence[Family]) -> tuple[list[dict[str, Any]], 
             }
         )
     return stored, worst
+
+
+def _explanation(trace: Trace, shown: Subjects) -> dict[str, Any] | None:
+    """A map of each word by the default method of `attribute`; none where the trace has too little for it."""
+    if "attribution" in trace.record or not shown.words:
+        return None
+    try:
+        found = attribute(trace, shown.words)
+    except (KeepError, CaptureError):  # no layers were kept; or the words failed
+        return None
+    levels, unit = quantise(found.values.values)
+    nothing = np.full((len(shown.kinds), *trace.contents.grid.shape), MISSING, np.uint8)
+    return {
+        "method": found.method,
+        "levels": _deflated(np.concatenate([levels, nothing]).tobytes()),
+        "units": _deflated(np.append(unit, np.zeros(len(shown.kinds))).astype("<f4").tobytes()),
+    }
 
 
 def _choices(family: Family) -> list[list[dict[str, Any]]]:

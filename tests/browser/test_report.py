@@ -206,13 +206,15 @@ def test_a_hostile_prompt_is_shown_as_text_and_runs_nothing(visit):
 @pytest.mark.parametrize("name", ["slices", "steps", "two", "hostile", "bare"])
 def test_a_machine_that_looks_for_barriers_finds_none(visit, name, scheme):
     page = visit(name, scheme=scheme)
-    for state in ("nothing chosen", "a word, a region, an expert, in Chinese"):
+    for state in ("nothing chosen", "a word explained, a region, an expert, in Chinese"):
         if state != "nothing chosen":
             page.locator(".wv-chip").first.click()
             page.keyboard.press("r")
             if name != "two":
                 page.locator("[data-id=load] .wv-cell").first.click()
             page.locator("[data-id=zh]").first.click()
+            if name != "bare":
+                page.locator("[data-id=explain]").first.click()
         found = Axe().run(page).response["violations"]
         told = [
             (one["id"], one["help"], [node["html"][:99] for node in one["nodes"]]) for one in found
@@ -740,3 +742,98 @@ def test_the_page_of_an_attribution_does_not_call_its_maps_attention(visit, pain
     ranked = page.locator(".wv-ranks li, [data-id=ranks] li, ol li")
     assert ranked.count() == len([w for w in painted().words if w.tokens])
     assert "×" in ranked.first.inner_text() or "倍" in ranked.first.inner_text()
+
+
+def explained(trace, word):
+    return attribute(trace, word).values.values[0]
+
+
+def test_explain_paints_what_the_default_method_says_of_a_word(visit, painted):
+    trace, page = painted(), visit("plain")
+    chip(page, "旗袍").hover()
+    read = pixels(page)
+    page.click("[data-id=explain]")
+    assert page.get_attribute("[data-id=explain]", "aria-pressed") == "true"
+    assert page.get_attribute("[data-id=attention]", "aria-pressed") == "false"
+    mass = explained(trace, "旗袍")
+    page.locator("[data-id=strip] button").nth(2).click()
+    chip(page, "旗袍").hover()
+    frame_ = int(page.input_value("[data-id=scrub]"))
+    shown = views.overlay(trace.frames[frame_], mass[2], views.Scale.of(mass)).astype(int)
+    assert np.abs(pixels(page) - shown).max() <= COLOR_STEPS
+    assert page.inner_text("[data-id=high]") == f"{mass.max():.2g}"
+    said = page.inner_text(".wv-stage")
+    assert "attention_layers" in said
+    assert "docs/attribution.md" in said
+    for name in ("attention mass (", "of all attention", "Where the attention goes"):
+        assert name not in said
+    assert not page.locator("[data-id=kinds]").is_visible()
+    page.locator("[data-id=strip] button").nth(0).click()
+    page.keyboard.press("e")
+    chip(page, "旗袍").hover()
+    assert np.abs(pixels(page) - read).max() == 0
+    assert "of all attention" in page.inner_text(".wv-stage")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_region_is_explained_by_words_alone(visit, painted, language):
+    trace, page = painted(), visit("plain")
+    page.click(f"[data-id={language}]")
+    page.locator("[data-id=screen]").focus()
+    page.keyboard.press("r")
+    page.keyboard.press("e")
+    words = [word for word in trace.words if word.tokens]
+    maps = [explained(trace, word) for word in words]
+    rows = columns = np.s_[4:7]  # a quarter of twelve, in the middle
+    lifts = [found[0, rows, columns].mean() / found.mean() for found in maps]
+    lines = page.locator("[data-id=ranks] li")
+    shown = [int(index) for index in lines.evaluate_all("all => all.map((li) => li.dataset.index)")]
+    assert sorted(shown) == list(range(len(words)))
+    np.testing.assert_allclose([lifts[i] for i in shown], sorted(lifts, reverse=True), rtol=0.02)
+    best = float(lines.first.locator(".wv-rank-text").inner_text().split()[0])
+    np.testing.assert_allclose(best, max(lifts), rtol=0.06)  # two digits are shown
+
+
+def test_a_slice_that_is_chosen_ends_the_explanation(visit, painted):
+    trace, page = painted(keep=EVERY_SLICE), visit("slices")
+    chip(page, "旗袍").click()
+    page.select_option("[data-id=head]", label="1")
+    page.click("[data-id=explain]")
+    assert page.input_value("[data-id=head]") == ""
+    page.select_option("[data-id=layer]", label="2")
+    assert page.get_attribute("[data-id=attention]", "aria-pressed") == "true"
+    mass = trace.word_map("旗袍", layer=2).values
+    shown = views.overlay(trace.frames[0], mass[0], views.Scale.of(mass)).astype(int)
+    assert np.abs(pixels(page) - shown).max() <= COLOR_STEPS
+    page.click("[data-id=explain]")
+    heads = page.locator("[data-id=heads] button")
+    heads.nth(0).click()
+    assert page.get_attribute("[data-id=attention]", "aria-pressed") == "true"
+    assert heads.nth(0).get_attribute("aria-pressed") == "true"
+
+
+def test_where_layers_were_not_kept_explain_says_so(visit):
+    page = visit("bare")
+    assert page.is_disabled("[data-id=explain]")
+    assert "keep=" in page.get_attribute("[data-id=explain]", "title")
+    page.locator(".wv-chip").first.click()
+    before = pixels(page)
+    page.keyboard.press("e")
+    assert np.abs(pixels(page) - before).max() == 0
+
+
+def test_two_traces_are_explained_together(visit, painted):
+    traces = painted(), painted(OTHER, keep=EVERY_SLICE)
+    page = visit("two")
+    page.locator("[data-side=second] [data-id=explain]").click()
+    page.locator("[data-side=first] .wv-chip", has_text="旗袍").click()
+    masses = [explained(trace, "旗袍") for trace in traces]
+    for side, trace, mass in zip(("first", "second"), traces, masses, strict=True):
+        shown = views.overlay(trace.frames[0], mass[0], views.Scale.of(mass)).astype(int)
+        found = pixels(page, f"[data-side={side}] [data-id=screen]")
+        assert np.abs(found - shown).max() <= COLOR_STEPS
+    assert "First less second" in page.inner_text("[data-id=difference-note]")
+    page.locator("[data-side=second] [data-id=layer]").select_option(label="2")
+    for side in ("first", "second"):
+        button = page.locator(f"[data-side={side}] [data-id=explain]")
+        assert button.get_attribute("aria-pressed") == "false"

@@ -3,7 +3,7 @@ import { AXES, Heat, SLICE, clamp, digits, h } from "./kit.js";
 import { mountPlayer } from "./player.js";
 import { makePage, mountHeader } from "./dashboard.js";
 
-const LINKED = ["frame", "opacity", "scale", "colors", "speed", "language", ...AXES];
+const LINKED = ["frame", "opacity", "scale", "colors", "speed", "language", "explained", ...AXES];
 
 /** The subject of another page that is called the same; null if there is none. */
 function counterpart(page, other, index) {
@@ -29,6 +29,7 @@ function link(page, other, passing) {
     const change = {};
     for (const name of LINKED) if (changed.has(name)) change[name] = state[name];
     if ("frame" in change) change.frame = Math.min(change.frame, other.data.video.count - 1);
+    if ("explained" in change) change.explained &&= Boolean(other.data.explanation);
     for (const axis of AXES) if (axis in change) change[axis] = sameChoice(page, other, axis, change[axis]);
     if (changed.has("hovered")) change.hovered = state.hovered === null ? null : counterpart(page, other, state.hovered);
     if (changed.has("pinned")) {
@@ -67,7 +68,8 @@ export async function mountComparison(root, data, beside, { language = "en", key
     if (!same) return { why: say("differenceGrids") };
     const there = index === undefined ? null : counterpart(first, second, index);
     if (there === null) return { why: say("differenceChoose") };
-    if (first.sliceName() !== second.sliceName()) return { why: say("differenceSlices", first.sliceName(), second.sliceName()) };
+    const [one, two] = pages.map((page) => page.sliceName(page.store.state, page.sayOfMap));
+    if (one !== two) return { why: say("differenceSlices", one, two) };
     const lacking = pages.find((page) => !page.maps.find(page.store.state));
     if (lacking) return { why: lacking.absence() };
     const [latent, other] = [first.latentOf(state.frame), second.latentOf(second.store.state.frame)];

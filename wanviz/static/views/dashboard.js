@@ -21,12 +21,26 @@ class Page {
     for (const axis of AXES) maps.finer[axis] = this.finer(axis);
     this.steps = this.singleSteps();
     this.store = new Store({
-      frame: 0, layer: null, head: null, step: null, hovered: null, pinned: [], expert: null, region: null, opacity: 1, scale: "word",
+      frame: 0, layer: null, head: null, step: null, explained: false, hovered: null, pinned: [], expert: null, region: null, opacity: 1, scale: "word",
       colors: Object.keys(data.colors)[0], speed: 1, playing: false, predicted: true, order: "place", bright: "own", baseline: false, language: null, ready: false, complete: false, arrived: 0,
     });
-    this.store.on((changed) => AXES.some((axis) => changed.has(axis)) && this.fetchSlice());
-    this.say = speaker("en", data.method);
-    this.store.on((changed) => changed.has("language") && (this.say = speaker(this.store.state.language, data.method)));
+    this.store.on((changed, state) => {
+      const [sliced, sought] = [AXES.some((axis) => changed.has(axis)), AXES.some((axis) => state[axis] !== null)];
+      if (state.explained && sliced && sought) this.store.set({ explained: false }); // an explanation has no slices
+      if (sliced) this.fetchSlice();
+    });
+    [this.say, this.sayOfMap] = [speaker("en", data.method), speaker("en", this.method())];
+    this.store.on((changed, { language }) => {
+      if (changed.has("language") || changed.has("explained")) [this.say, this.sayOfMap] = [speaker(language, data.method), speaker(language, this.method())];
+    });
+  }
+  /** What made the maps that are seen; null where they are attention. */
+  method() {
+    return this.store.state.explained ? this.data.explanation.method : this.data.method;
+  }
+  /** Explains in place of showing attention, or goes back. */
+  explain(wanted) {
+    if (this.data.explanation) this.store.set({ explained: wanted, ...(wanted ? { layer: null, head: null, step: null } : {}) });
   }
   /** Single layers, heads or steps that the page does not store: a kernel gives what was kept, a prediction needs no maps. */
   finer(axis) {
@@ -65,8 +79,8 @@ class Page {
   latentOf(frame) {
     return this.data.spans.findIndex(([first, last]) => frame >= first && frame <= last);
   }
-  sliceName(chosen = this.store.state) {
-    const { say, maps } = this;
+  sliceName(chosen = this.store.state, say = this.say) {
+    const { maps } = this;
     const named = AXES.filter((axis) => chosen[axis] !== null).map((axis) => {
       const choice = maps.choices(axis)[chosen[axis]];
       return say(choice.members > 1 ? `several.${axis}` : `one.${axis}`, choice.name);
@@ -113,7 +127,7 @@ class Page {
   rank({ row, column, high, wide }, latent) {
     const { data, maps } = this;
     const found = [];
-    [...data.words, ...(data.method ? [] : data.kinds)].forEach((_, index) => {
+    [...data.words, ...(this.method() ? [] : data.kinds)].forEach((_, index) => {
       const map = maps.at(index, this.store.state, latent);
       if (!map) return;
       let sum = 0;
@@ -122,7 +136,7 @@ class Page {
       const mean = this.summary(index).share;
       found.push({ index, mass, lift: mean > 0 ? mass / mean : 0 });
     });
-    return found.sort((a, b) => (data.method ? b.lift - a.lift : b.mass - a.mass));
+    return found.sort((a, b) => (this.method() ? b.lift - a.lift : b.mass - a.mass));
   }
   expertMap(latent) {
     const { layer, expert } = this.store.state.expert;

@@ -1,7 +1,7 @@
 // What all views share: making elements, reading numbers, painting maps. Untrusted text enters only as text.
 
 export const AXES = ["layer", "head", "step"];
-export const SLICE = [...AXES, "arrived"]; // what changes which slice is seen, or whether it is there
+export const SLICE = [...AXES, "explained", "arrived"]; // what changes which slice is seen, or whether it is there
 export const PIN_COLORS = [[213, 94, 0], [0, 158, 115], [86, 180, 233], [240, 228, 66], [204, 121, 167]]; // Okabe and Ito
 const FOCUSABLE = new Set(["button", "select", "input", "textarea", "a", "summary"]);
 const SVG = "http://www.w3.org/2000/svg";
@@ -91,19 +91,19 @@ export class Store {
 
 /** Maps in bytes, each slice with a unit of its own: mass = level · unit. Index 0 of an axis is the mean over it. */
 export class Maps {
-  constructor(families, grid, most, missing) {
-    Object.assign(this, { families, most, missing, finer: {}, more: new Map() });
+  constructor(families, explanation, grid, most, missing) {
+    Object.assign(this, { families, explanation, most, missing, finer: {}, more: new Map() });
     [this.frames, this.rows, this.columns] = grid;
     this.cells = this.rows * this.columns;
   }
   static async read(data) {
+    const numbers = async ({ levels, units }) => ({ levels: await inflated(levels), units: new Float32Array((await inflated(units)).buffer) });
     const families = [];
     for (const family of data.maps.families) {
-      const levels = await inflated(family.levels);
-      const units = new Float32Array((await inflated(family.units)).buffer);
-      families.push({ ...family, levels, units, sizes: family.choices.map((list) => list.length + 1) });
+      families.push({ ...family, ...(await numbers(family)), sizes: family.choices.map((list) => list.length + 1) });
     }
-    return new Maps(families, data.grid, data.maps.most, data.maps.missing);
+    const explanation = data.explanation && (await numbers(data.explanation));
+    return new Maps(families, explanation, data.grid, data.maps.most, data.maps.missing);
   }
   /** The choices of an axis whose maps the page has, [{ name, first, members }]. */
   stored(axis) {
@@ -121,8 +121,9 @@ export class Maps {
   key(chosen) {
     return AXES.map((axis) => chosen[axis] ?? "").join();
   }
-  /** Where a selection { layer, head, step } lies: a family and a place in it; null if the page does not have it. */
+  /** Where a selection { layer, head, step } lies, or the explanation: a family and a place in it; null if the page does not have it. */
   find(chosen) {
+    if (chosen.explained) return { family: this.explanation, place: 0, count: 1 };
     const asked = AXES.filter((axis) => chosen[axis] !== null && chosen[axis] !== undefined);
     const family = this.families.find((one) => asked.every((axis) => chosen[axis] < (one.choices[one.axes.indexOf(axis)]?.length ?? 0)));
     if (!family) return this.more.has(this.key(chosen)) ? { family: this.more.get(this.key(chosen)), place: 0, count: 1 } : null;
@@ -161,59 +162,87 @@ function neighbours(count, pixels) {
 export class Heat {
   constructor(rows, columns, width, height) {
     this.canvas = Object.assign(document.createElement("canvas"), { width, height });
+    this.context = this.canvas.getContext("2d");
+    this.image = this.context.createImageData(width, height);
+    this.colors = new Uint32Array(this.image.data.buffer); // alpha, blue, green, red from the highest byte on
     this.down = neighbours(rows, height);
-    this.across = neighbours(columns, width);
+    const across = neighbours(columns, width);
+    this.left = Int32Array.from(across, ([first]) => first);
+    this.right = Int32Array.from(across, ([, second]) => second);
+    this.weight = Float32Array.from(across, ([, , weight]) => weight);
     this.columns = columns;
+    this.palette = { of: [], colors: new Uint32Array(256) };
   }
   /** One map in the colours of a table of 256: color and cover grow with the mass. */
   one(map, [low, high], table, opacity, [least, most]) {
-    const factor = high > low ? 1 / (high - low) : 0;
-    this.fill((values, put) => {
-      const place = clamp((values[0] * map.unit - low) * factor, 0, 1);
-      const color = Math.round(place * 255) * 3;
-      put(table[color], table[color + 1], table[color + 2], opacity * (least + (most - least) * place));
-    }, [map]);
+    const shades = this.shades(table, opacity, least, most);
+    const factor = high > low ? (255 * map.unit) / (high - low) : 0;
+    const from = high > low ? (255 * low) / (high - low) - 0.5 : -0.5; // rounded when it is cut to a whole number
+    this.rows([map], ([line], at) => {
+      for (let x = 0; x < this.left.length; x += 1) {
+        const left = line[this.left[x]];
+        const place = (left + (line[this.right[x]] - left) * this.weight[x]) * factor - from;
+        this.colors[at + x] = shades[place < 0 ? 0 : place > 255 ? 255 : place | 0];
+      }
+    });
+  }
+  /** The colours of a table, each with its cover. */
+  shades(table, opacity, least, most) {
+    const of = [table, opacity, least, most];
+    if (of.some((value, i) => value !== this.palette.of[i])) {
+      this.palette.of = of;
+      for (let i = 0; i < 256; i += 1) this.palette.colors[i] = packed(table[3 * i], table[3 * i + 1], table[3 * i + 2], opacity * (least + ((most - least) * i) / 255));
+    }
+    return this.palette.colors;
   }
   /** Several maps, each in a colour of its own, each from 0 to its top. */
   several(maps, tops, shades, opacity, most) {
     this.fill((values, put) => {
       let [red, green, blue, sum, top] = [0, 0, 0, 1e-9, 0];
-      values.forEach((value, i) => {
-        const place = tops[i] > 0 ? clamp((value * maps[i].unit) / tops[i], 0, 1) : 0;
+      for (let i = 0; i < values.length; i += 1) {
+        const place = tops[i] > 0 ? clamp((values[i] * maps[i].unit) / tops[i], 0, 1) : 0;
         red += place * shades[i][0];
         green += place * shades[i][1];
         blue += place * shades[i][2];
         sum += place;
         top = Math.max(top, place);
-      });
+      }
       put(red / sum, green / sum, blue / sum, opacity * most * top);
     }, maps);
   }
+  /** paint(levels of the maps at one pixel, put) calls put(red, green, blue, alpha), for every pixel. */
   fill(paint, maps) {
-    const context = this.canvas.getContext("2d");
-    const image = context.createImageData(this.canvas.width, this.canvas.height);
     const values = new Array(maps.length);
-    let at = 0;
-    const put = (red, green, blue, alpha) => {
-      image.data[at++] = red;
-      image.data[at++] = green;
-      image.data[at++] = blue;
-      image.data[at++] = Math.round(255 * alpha);
-    };
-    for (const [r0, r1, wr] of this.down) {
-      for (const [c0, c1, wc] of this.across) {
-        for (let i = 0; i < maps.length; i += 1) {
-          const { levels } = maps[i];
-          const upper = levels[r0 * this.columns + c0] * (1 - wc) + levels[r0 * this.columns + c1] * wc;
-          const lower = levels[r1 * this.columns + c0] * (1 - wc) + levels[r1 * this.columns + c1] * wc;
-          values[i] = upper * (1 - wr) + lower * wr;
+    let pixel = 0;
+    const put = (...color) => (this.colors[pixel] = packed(...color));
+    this.rows(maps, (lines, at) => {
+      for (let x = 0; x < this.left.length; x += 1) {
+        for (let i = 0; i < lines.length; i += 1) {
+          const left = lines[i][this.left[x]];
+          values[i] = left + (lines[i][this.right[x]] - left) * this.weight[x];
         }
+        pixel = at + x;
         paint(values, put);
       }
-    }
-    context.putImageData(image, 0, 0);
+    });
+  }
+  /** Calls paint(levels of the maps along one line of pixels, a number for each column of cells; where the line starts). */
+  rows(maps, paint) {
+    const lines = maps.map(() => new Float32Array(this.columns));
+    this.down.forEach(([upper, lower, weight], y) => {
+      maps.forEach(({ levels }, i) => {
+        for (let c = 0; c < this.columns; c += 1) {
+          const above = levels[upper * this.columns + c];
+          lines[i][c] = above + (levels[lower * this.columns + c] - above) * weight;
+        }
+      });
+      paint(lines, y * this.left.length);
+    });
+    this.context.putImageData(this.image, 0, 0);
   }
 }
+
+const packed = (red, green, blue, alpha) => (Math.round(255 * alpha) << 24) | (Math.round(blue) << 16) | (Math.round(green) << 8) | Math.round(red);
 
 /** Exchanges the entries of a select and keeps what was chosen. */
 export function options(select, list, chosen = select.value) {

@@ -27,6 +27,11 @@ export function mountPlayer(page) {
   const strip = h("div", { class: "wv-strip", "data-id": "strip" });
   const thumbs = [];
 
+  const modes = [false, true].map((explained) => h("button", {
+    "data-id": explained ? "explain" : "attention", disabled: explained && !data.explanation, onclick: () => page.explain(explained),
+  }));
+  const modeGroup = h("div", { class: "wv-modes", role: "group", hidden: Boolean(data.method) }, ...modes);
+  const modeNote = h("p", { class: "wv-soft wv-mode-note", "data-id": "mode-note" });
   const nowWord = h("p", { class: "wv-now-word", "data-id": "now-word" });
   const nowText = h("p", { "data-id": "now-text" });
   const bar = h("canvas", { class: "wv-bar", width: 256, height: 1, "aria-hidden": "true" });
@@ -47,10 +52,12 @@ export function mountPlayer(page) {
   const transport = h("div", { class: "wv-transport" }, back, play, forth, scrub, where, mark);
   const player = h("div", { class: "wv-player" }, h("div", { class: "wv-screen" }, canvas, box, readout), transport, strip);
   const sharesTitle = h("h3");
-  const keys = h("p", { class: "wv-soft" });
+  const keys = h("p", { class: "wv-soft wv-keys" });
   const side = h("div", { class: "wv-side" },
+    modeGroup,
     h("div", { class: "wv-now", "aria-live": "polite" }, nowWord, nowText),
     h("div", { class: "wv-legend" }, bar, h("div", { class: "wv-ends" }, ...ends), unit),
+    modeNote,
     h("div", { class: "wv-knobs" },
       ...AXES.map((axis) => knob(axis, pick(axis))),
       knob("scale", h("select", set("scale", String))),
@@ -65,6 +72,7 @@ export function mountPlayer(page) {
   const hint = h("p", { class: "wv-soft" });
   const cut = h("p", { class: "wv-warning", "data-id": "cut", hidden: data.cut === null });
   const behind = h("span");
+  const behindWords = h("div", { class: "wv-behind" }, behind, kinds);
   const chips = [];
 
   function chip(index) {
@@ -154,7 +162,7 @@ export function mountPlayer(page) {
   }
 
   function draw() {
-    const { say } = page;
+    const say = page.sayOfMap;
     drawOn(canvas, state.frame);
     scrub.value = state.frame;
     where.textContent = say("frame", state.frame, last);
@@ -179,7 +187,7 @@ export function mountPlayer(page) {
   }
 
   function describe(shown) {
-    const { say } = page;
+    const say = page.sayOfMap;
     const said = (word, text, under, scale = [null, null]) => {
       nowWord.textContent = word;
       nowText.textContent = text;
@@ -200,19 +208,19 @@ export function mountPlayer(page) {
       const [index] = shown;
       const { share, peakAt } = page.summary(index);
       const text = say("now", percent(share), digits(maps.peak(index, state)), say("span", data.spans[peakAt]));
-      said(page.nameOf(index), text, say("unit", page.sliceName()), range(index));
+      said(page.nameOf(index), text, say("unit", page.sliceName(state, say)), range(index));
     }
   }
 
   function showShares() {
-    const { say } = page;
-    sharesTitle.hidden = shares.hidden = shareList.hidden = Boolean(data.method) || !maps.find(state);
+    const say = page.sayOfMap;
+    sharesTitle.hidden = shares.hidden = shareList.hidden = Boolean(page.method()) || !maps.find(state);
     const all = [...data.words, ...data.kinds].map((_, index) => page.summary(index).share);
     const most = Math.max(1e-9, ...all.slice(0, data.words.length));
     for (const button of chips) {
       const share = all[Number(button.dataset.index)];
       button.style.setProperty("--share", Math.min(1, share / most));
-      button.title = data.method ? "" : percent(share);
+      button.title = page.method() ? "" : percent(share);
     }
     const sum = (list) => list.reduce((total, share) => total + share, 0);
     const parts = [["words", sum(all.slice(0, data.words.length))], ...data.kinds.map((kind, i) => [kind.name, all[data.words.length + i]])];
@@ -247,7 +255,7 @@ export function mountPlayer(page) {
   }
 
   function showRegion() {
-    const { say } = page;
+    const say = page.sayOfMap;
     const region = state.region;
     mark.textContent = say("region");
     mark.title = say(region ? "regionOff" : "regionTitle");
@@ -271,7 +279,7 @@ export function mountPlayer(page) {
     const columns = shortSpan([column, column + wide - 1]);
     ranks.replaceChildren(
       h("h3", {}, say("regionTitle")),
-      h("p", { class: "wv-soft" }, `${say("regionWhere", rows, columns, say("span", data.spans[latent]))}; ${page.sliceName()}. ${say("regionHint")}`),
+      h("p", { class: "wv-soft" }, `${say("regionWhere", rows, columns, say("span", data.spans[latent]))}; ${page.sliceName(state, say)}. ${say("regionHint")}`),
       maps.find(state) ? h("ol", { tabindex: 0, "aria-label": say("regionTitle") }, ...lines) : h("p", {}, page.absence()));
   }
 
@@ -299,7 +307,7 @@ export function mountPlayer(page) {
     const [index] = page.shown();
     const latent = page.latentOf(state.frame);
     const map = index === undefined ? null : maps.at(index, state, latent);
-    if (map) readout.textContent = page.say("readout", row, column, page.say("span", data.spans[latent]), digits(map.levels[row * maps.columns + column] * map.unit));
+    if (map) readout.textContent = page.sayOfMap("readout", row, column, page.sayOfMap("span", data.spans[latent]), digits(map.levels[row * maps.columns + column] * map.unit));
   });
   canvas.addEventListener("pointerup", (event) => {
     if (from && !state.region) {
@@ -326,12 +334,12 @@ export function mountPlayer(page) {
 
   function showPlaying() {
     playShape.firstChild.setAttribute("d", state.playing ? SHAPES.pause : SHAPES.play);
-    play.setAttribute("aria-label", page.say(state.playing ? "pause" : "play"));
+    play.setAttribute("aria-label", page.sayOfMap(state.playing ? "pause" : "play"));
     if (state.playing) requestAnimationFrame(tick);
   }
 
   function speak() {
-    const { say } = page;
+    const say = page.sayOfMap;
     for (const [name, label] of Object.entries(labels)) label.textContent = say(name);
     for (const [name, element] of Object.entries({ back, forth, scrub })) element.setAttribute("aria-label", say(name));
     for (const { button, span } of thumbs) button.setAttribute("aria-label", say("span", span));
@@ -346,6 +354,15 @@ export function mountPlayer(page) {
     chips.filter((button) => Number(button.dataset.index) >= data.words.length).forEach((button) => (button.textContent = page.nameOf(Number(button.dataset.index))));
     hint.textContent = say("hint");
     behind.textContent = say("behind");
+    behindWords.hidden = Boolean(page.method());
+    modes.forEach((button, i) => {
+      button.textContent = say(i ? "explain" : "attention");
+      button.title = say(i ? (data.explanation ? "explainTitle" : "explainNone") : "attentionTitle");
+      button.setAttribute("aria-pressed", String(Boolean(i) === state.explained));
+    });
+    modeGroup.setAttribute("aria-label", say("mode"));
+    modeNote.hidden = !state.explained;
+    modeNote.textContent = state.explained ? say("explainNote") : "";
     keys.textContent = say("keys");
     sharesTitle.textContent = say("shares");
     cut.textContent = data.cut === null ? "" : say("cut", data.cut);
@@ -364,7 +381,7 @@ export function mountPlayer(page) {
   buildStrip();
   store.on((changed) => {
     const any = (...names) => names.some((name) => changed.has(name));
-    if (any("language")) speak();
+    if (any("language", "explained")) speak();
     for (const axis of AXES) if (changed.has(axis)) knobs[axis].value = state[axis] ?? "";
     if (any("language", "playing")) showPlaying();
     if (any("colors")) paintBar();
@@ -376,7 +393,7 @@ export function mountPlayer(page) {
   paintBar();
 
   return {
-    words: h("div", {}, hint, sentence, cut, data.method ? null : h("div", { class: "wv-behind" }, behind, kinds)),
+    words: h("div", {}, hint, sentence, cut, behindWords),
     stage: h("div", { class: "wv-stage" }, player, side),
     canvas,
     /** Keys of the whole page; true where one was used. */
@@ -386,6 +403,7 @@ export function mountPlayer(page) {
       if (event.key === " " && !event.target.closest?.("button, select, input[type=checkbox]")) store.set({ playing: !state.playing && last > 0 });
       else if (event.key === "ArrowLeft" && !typing) step(-1);
       else if (event.key === "ArrowRight" && !typing) step(1);
+      else if (event.key.toLowerCase() === "e" && !typing && data.explanation) page.explain(!state.explained);
       else if (event.key.toLowerCase() === "r" && !typing) state.region ? store.set({ region: null }) : startRegion();
       else if (event.key === "Escape") store.set({ pinned: [], hovered: null, expert: null, region: null });
       else return false;
