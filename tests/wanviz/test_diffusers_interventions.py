@@ -262,3 +262,20 @@ def test_a_model_with_one_denoiser_has_no_noise_expert_to_force():
         force_noise_expert(real.wan21(), "low"),
     ):
         pass
+
+
+def test_words_of_another_prompt_than_the_one_that_is_drawn_are_an_error(pipe):
+    plain = real.draw(pipe, prompt=SWAPPED)
+    with (
+        pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"),
+        reweight(pipe, PROMPT, {"rain": 0}),
+    ):
+        real.draw(pipe, prompt=SWAPPED)
+    assert np.array_equal(real.draw(pipe, prompt=SWAPPED), plain)
+    with reweight(pipe, f"  {PROMPT}\n", {"rain": 0}):  # the pipeline cleans it
+        cleaned = real.draw(pipe)
+    assert not np.allclose(cleaned, real.draw(pipe), atol=1e-3)
+    embeds, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+    known = real.draw(pipe, prompt_embeds=embeds)
+    with reweight(pipe, PROMPT, {"rain": 0}):  # embeddings do not tell what they are of
+        assert not np.allclose(real.draw(pipe, prompt_embeds=embeds), known, atol=1e-3)

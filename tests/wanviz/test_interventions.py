@@ -202,7 +202,11 @@ def test_only_the_chosen_layers_are_changed(pipe, generate, name):
 @pytest.mark.parametrize("branch", ["cond", "uncond"])
 @pytest.mark.parametrize("name", [*SCOPED, "inject"])
 def test_only_the_chosen_branch_is_changed(pipe, generate, name, branch):
-    other = whole(pipe, run=lambda prompt: generate(prompt, seed=1), branch=branch)
+    other = whole(
+        pipe,
+        run=lambda prompt: generate(prompt, negative_prompt=PROMPT, seed=1),
+        branch=branch,
+    )
     changes = {**SCOPED, "inject": lambda pipe, **scope: inject(pipe, other, PROMPT, **scope)}
     with outputs(pipe.transformer) as velocity:
         generate(negative_prompt=PROMPT)

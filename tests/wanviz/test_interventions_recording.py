@@ -241,3 +241,33 @@ def test_a_model_with_one_denoiser_has_no_noise_expert_to_force(pipe):
     pipe.transformer_2 = pipe.transformer
     with pytest.raises(wanviz.OptionError, match="one denoiser"), force_noise_expert(pipe, "low"):
         pass
+
+
+@pytest.mark.parametrize("drawn", [BLUE, "a dog"])
+@pytest.mark.parametrize("name", ["reweight", "record", "inject"])
+def test_words_of_another_prompt_than_the_one_that_is_drawn_are_an_error(
+    pipe, generate, name, drawn
+):
+    with record(pipe, PROMPT) as kept:
+        generate()
+    plain = generate(drawn)
+    changes = {
+        "reweight": lambda: reweight(pipe, PROMPT, {"旗袍": 0}),
+        "record": lambda: record(pipe, PROMPT),
+        "inject": lambda: inject(pipe, kept, PROMPT),
+    }
+    with pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"), changes[name]():
+        generate(drawn)
+    assert np.array_equal(generate(drawn), plain)
+    with changes[name]():
+        generate()
+
+
+def test_the_negative_prompt_is_the_one_of_its_branch(pipe, generate):
+    with reweight(pipe, "snow", {"snow": 0}, branch="uncond"):
+        generate(negative_prompt="snow")
+    with (
+        pytest.raises(wanviz.OptionError, match="and the branch that reads it"),
+        reweight(pipe, PROMPT, {"旗袍": 0}, branch="uncond"),
+    ):
+        generate(negative_prompt="snow")

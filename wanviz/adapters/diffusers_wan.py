@@ -418,12 +418,7 @@ class DiffusersWanAdapter:
         if getattr(self._pipe, "_current_timestep", None) is not None:
             return None
         asked = bound(type(self._pipe).encode_prompt)(self._pipe, *args, **kwargs)
-        texts = _texts(asked.get("prompt"), asked.get("prompt_embeds"))
-        negative = asked.get("negative_prompt")
-        if asked.get("negative_prompt_embeds") is not None:
-            negatives: list[str | None] = [None] * len(asked["negative_prompt_embeds"])
-        else:
-            negatives = list(negative) if isinstance(negative, list) else [negative or ""]
+        texts, negatives = _asked_texts(self._pipe, args, kwargs)
         times = int(asked.get("num_videos_per_prompt") or 1)
 
         def encoded(result: Any) -> None:
@@ -544,6 +539,8 @@ class WanStage:
         self._next: dict[str, Any] = {}  # announced, and not yet followed by a call
         self._context: dict[str, Any] = {}
         self._grid: tuple[int, int, int] | None = None
+        self._texts: dict[str, tuple[str | None, ...]] = {}  # of the generation, by branch
+        hooks.around(pipe, "encode_prompt", self._encoding)
         both = {"transformer": "high", "transformer_2": "low"}
         for model in models.values():
             hooks.around(model, "cache_context", self._announced)
@@ -564,6 +561,16 @@ class WanStage:
             for name, model in models.items()
             for layer, block in enumerate(model.blocks)
         )
+
+    def _encoding(self, args: Arguments, kwargs: Keywords) -> None:
+        """A call of the pipeline begins; what a callback encodes on the way is not drawn."""
+        if getattr(self._pipe, "_current_timestep", None) is None:
+            prompts, negatives = _asked_texts(self._pipe, args, kwargs)
+            self._texts = {"cond": tuple(prompts), "uncond": tuple(negatives)}
+
+    def prompts(self, branch: str) -> tuple[str | None, ...]:
+        """See `stage.Stage`."""
+        return self._texts.get(branch, ())
 
     def _announced(self, args: Arguments, kwargs: Keywords) -> None:
         self._next = {"name": kwargs.get("name", args[0] if args else None), **kwargs}
@@ -633,6 +640,18 @@ class _Frames:
         """[H, W, 3] in [0, 1]."""
         picture = self._video[:, frame].detach().float()
         return (picture * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0)
+
+
+def _asked_texts(
+    pipe: Any, args: Arguments, kwargs: Keywords
+) -> tuple[list[str | None], list[str | None]]:
+    """What `encode_prompt` was asked to encode: prompts and negative prompts; None for what came encoded."""
+    asked = bound(type(pipe).encode_prompt)(pipe, *args, **kwargs)
+    texts = _texts(asked.get("prompt"), asked.get("prompt_embeds"))
+    negative = asked.get("negative_prompt")
+    if asked.get("negative_prompt_embeds") is not None:
+        return texts, [None] * len(asked["negative_prompt_embeds"])
+    return texts, list(negative) if isinstance(negative, list) else [negative or ""]
 
 
 def _texts(prompt: Any, embeds: Any) -> list[str | None]:

@@ -61,6 +61,9 @@ class Stage(Protocol):
     def grid(self) -> tuple[int, int, int]:
         """Frames, rows and columns of the running forward's tokens."""
 
+    def prompts(self, branch: str) -> tuple[str | None, ...]:
+        """What the running generation draws, or stays away from; None for one that came as embeddings."""
+
     def step(self) -> int | None:
         """The denoising step of the running forward, from 0; None where no pipeline runs."""
 

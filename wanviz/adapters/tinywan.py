@@ -427,6 +427,13 @@ class TinywanStage:
         first = branches.index(branch) * each
         return slice(first, first + each)
 
+    def prompts(self, branch: str) -> tuple[str | None, ...]:
+        """See `stage.Stage`."""
+        running = self._pipe.current_request
+        if running is None:
+            return ()
+        return tuple(running.prompts if branch == "cond" else running.negative_prompts)
+
     def step(self) -> int | None:
         """See `stage.Stage`."""
         return None if self._pipe.current_call is None else self._pipe.current_call.step

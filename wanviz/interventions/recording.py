@@ -17,7 +17,7 @@ from torch import Tensor
 from wanviz.adapters.stage import BlockPart
 from wanviz.errors import CaptureError, OptionError
 from wanviz.hooks import Hookable
-from wanviz.interventions.scope import Reach, grid_mask, reach, to_rows
+from wanviz.interventions.scope import Reach, grid_mask, named, reach, to_rows
 from wanviz.layout import format_bytes, parse_bytes
 
 Place = tuple[str, int, int, str]  # noise expert, layer, step, what
@@ -78,18 +78,21 @@ def record(
         A recording, filled while the block runs, for `inject`.
 
     Raises:
-        OptionError: something that this model does not have.
+        OptionError: something that this model does not have; or, with "cross_attn", another prompt is drawn inside.
         CaptureError: more would be kept than the budget allows, or nothing ran.
     """
     most = parse_bytes(budget)
     with reach(pipe, layers, steps, branch) as reached:
-        kept = Recording(what, len(reached.adapter.encode(prompt).tokens))
+        told = named(reached, prompt)
+        kept = Recording(what, len(told.encoded.tokens))
 
         def keep(place: tuple[str, int, str], tensor: Tensor) -> None:
             rows = reached.scope.rows(reached.stage, len(tensor))
             step = reached.stage.step()
             if rows is None or step is None:
                 return
+            if what == "cross_attn":
+                told.check()
             part = tensor[rows].detach()
             if kept.nbytes + part.nbytes > most:
                 raise CaptureError(
@@ -135,7 +138,8 @@ def inject(
         branch: "cond" or "uncond".
 
     Raises:
-        OptionError: prompts of different lengths (their keys do not correspond), or an argument that cannot be.
+        OptionError: an argument that cannot be; with "cross_attn", prompts of different lengths (their keys do not
+            correspond), or another prompt is drawn inside.
         CaptureError: the run is of another size than the recording.
     """
     if where is not None and recording.what != "stream":
@@ -143,7 +147,8 @@ def inject(
             "where goes with a recording of 'stream': attention is injected as a whole"
         )
     with reach(pipe, layers, steps, branch) as reached:
-        tokens = len(reached.adapter.encode(prompt).tokens)
+        told = named(reached, prompt)
+        tokens = len(told.encoded.tokens)
         if recording.what == "cross_attn" and tokens != recording.tokens:
             raise OptionError(
                 f"the recorded prompt has {recording.tokens} tokens and this one {tokens}, so that their keys do not "
@@ -157,6 +162,8 @@ def inject(
                 rows, step = reached.scope.rows(reached.stage, len(output)), reached.stage.step()
                 if rows is None or step is None:
                     return None
+                if recording.what == "cross_attn":
+                    told.check()
                 found = recording.tensors.get((*place, step, name))
                 if found is None:
                     return None

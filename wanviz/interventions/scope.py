@@ -17,6 +17,7 @@ from wanviz.adapters.stage import BlockPart, Stage
 from wanviz.eager import eager
 from wanviz.errors import OptionError
 from wanviz.hooks import HookSet
+from wanviz.words import EncodedPrompt
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,40 @@ class Reach:
     stage: Stage
     hooks: HookSet
     scope: Scope
+
+
+@dataclass
+class Named:
+    """The prompt that the user of an intervention says is drawn, held against what is drawn."""
+
+    reached: Reach
+    prompt: str
+    encoded: EncodedPrompt
+    right: tuple[str | None, ...] = ()  # what was drawn last, and found to be this prompt
+
+    def check(self) -> None:
+        """Called while the denoiser runs.
+
+        Raises:
+            OptionError: another prompt is drawn, so that tokens would be those of other words.
+        """
+        drawn = self.reached.stage.prompts(self.reached.scope.branch)
+        if drawn == self.right:
+            return
+        for text in drawn:
+            if text is None or text == self.prompt:
+                continue
+            if not text.strip() or self.reached.adapter.encode(text).text != self.encoded.text:
+                raise OptionError(
+                    f"the words are those of {self.prompt!r}, and {text!r} is drawn: name the prompt that is drawn, "
+                    "and the branch that reads it"
+                )
+        self.right = drawn
+
+
+def named(reached: Reach, prompt: str) -> Named:
+    """A prompt with its tokens, to be checked while the denoiser runs."""
+    return Named(reached, prompt, reached.adapter.encode(prompt))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from wanviz.adapters.stage import AttentionPart
 from wanviz.errors import OptionError
 from wanviz.hooks import Arguments, Keywords
-from wanviz.interventions.scope import Reach, chosen_numbers, factor_of, grid_mask, reach
+from wanviz.interventions.scope import Reach, chosen_numbers, factor_of, grid_mask, named, reach
 from wanviz.trace import Occurrence
 from wanviz.words import EncodedPrompt, Word, phrase_spans, token_weights
 
@@ -49,7 +49,7 @@ def reweight(
         branch: "cond" or "uncond".
 
     Raises:
-        OptionError: a factor, a layer or a head that cannot be.
+        OptionError: a factor, a layer or a head that cannot be; or another prompt is drawn inside.
         PhraseError: a phrase that is not in the prompt.
     """
     if not weights or not isinstance(weights, Mapping):
@@ -57,15 +57,16 @@ def reweight(
             f"weights={weights!r}: say which words to scale, and how much, e.g. {{'umbrella': 0}}"
         )
     with reach(pipe, layers, steps, branch) as reached:
-        encoded = reached.adapter.encode(prompt)
+        told = named(reached, prompt)
         factors = {
             index: factor_of(repr(str(getattr(phrase, "text", phrase))), factor)
             for phrase, factor in weights.items()
-            for index in tokens_of(encoded, phrase)
+            for index in tokens_of(told.encoded, phrase)
         }
         tokens = tuple(factors)
 
         def gates(_places: int) -> Tensor | None:  # [token, 1 or l]
+            told.check()
             if set(factors.values()) == {1.0}:
                 return None  # with a bias other kernels compute, whose last bits may differ
             gate = torch.tensor([[factors[token]] for token in tokens])
