@@ -757,3 +757,23 @@ def test_a_map_that_is_the_video_itself_moves_as_far_as_the_video():
     assert torch.equal(torch.get_rng_state(), state)
     at_the_edge = torch.ones(1, 3, 1, 4, 4)
     assert sensitivity(lambda seen: torch.relu(seen - 1), at_the_edge) == 0  # clipped to [-1, 1]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("config", [None, {"desc": "mine"}])
+def test_a_bar_is_shown_unless_it_is_not_wanted(pipe, capsys, monkeypatch, config, shown):
+    size = {}
+    if not isinstance(pipe, tinywan.TextToVideoPipeline):
+        size = real.SIZE
+        monkeypatch.delattr(pipe, "_progress_bar_config", raising=False)
+        if config is not None:
+            monkeypatch.setattr(pipe, "_progress_bar_config", config, raising=False)
+    adapter_for(pipe).draw(PROMPT, 7, progress_bar=shown, **size)
+    assert bool(capsys.readouterr().err) == shown
+    assert not size or shown or vars(pipe).get("_progress_bar_config") == config
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_drawn_to_be_explained_shows_a_bar_unless_it_is_not_wanted(tiny, capsys, shown):
+    attribute(tiny, PROMPT, WORDS, method="knockout", sigmas=(LOW,), progress_bar=shown)
+    assert ("denoising" in capsys.readouterr().err) == shown

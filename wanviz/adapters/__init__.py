@@ -87,8 +87,8 @@ class Adapter(Protocol):
     def stage(self, hooks: HookSet) -> Stage:
         """The pipeline's parts by their roles; what has to be overheard is registered in `hooks`."""
 
-    def draw(self, prompt: str, seed: int, **asked: Any) -> Any:
-        """Call the pipeline, with a seed in its own way."""
+    def draw(self, prompt: str, seed: int, *, progress_bar: bool = True, **asked: Any) -> Any:
+        """Call the pipeline, with a seed and a progress bar in its own way."""
 
     def one_noise_expert(self, which: str) -> AbstractContextManager[None]:
         """Inside, the "high" or the "low" noise expert does all steps."""

@@ -295,9 +295,19 @@ class DiffusersWanAdapter:
         """The pipeline's parts; who computes which branch is overheard."""
         return WanStage(self._pipe, self._models(), hooks)
 
-    def draw(self, prompt: str, seed: int, **asked: Any) -> Any:
+    def draw(self, prompt: str, seed: int, *, progress_bar: bool = True, **asked: Any) -> Any:
         """Call the pipeline with a generator on the CPU."""
-        return self._pipe(prompt=prompt, generator=torch.Generator().manual_seed(seed), **asked)
+        pipe, generator = self._pipe, torch.Generator().manual_seed(seed)
+        before = getattr(pipe, "_progress_bar_config", None)
+        if not progress_bar:
+            pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+        try:
+            return pipe(prompt=prompt, generator=generator, **asked)
+        finally:
+            if before is not None:
+                pipe.set_progress_bar_config(**before)
+            elif not progress_bar:
+                del pipe._progress_bar_config
 
     @contextmanager
     def one_noise_expert(self, which: str) -> Iterator[None]:

@@ -265,9 +265,9 @@ class TinywanAdapter:
         """The pipeline's parts; tinywan tells by itself what it is doing, and its denoiser is given the size."""
         return TinywanStage(self._pipe, hooks)
 
-    def draw(self, prompt: str, seed: int, **asked: Any) -> Any:
+    def draw(self, prompt: str, seed: int, *, progress_bar: bool = True, **asked: Any) -> Any:
         """Call the pipeline."""
-        return self._pipe(prompt, seed=seed, **asked)
+        return self._pipe(prompt, seed=seed, progress_bar=progress_bar, **asked)
 
     @contextmanager
     def one_noise_expert(self, which: str) -> Iterator[None]:

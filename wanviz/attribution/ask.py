@@ -118,7 +118,7 @@ def attribute(
     adapter = adapter_for(source)
     phrases = find_phrases(adapter.encode(prompt), words)
     if video is None:
-        video = drawn(source, adapter, prompt, seed)
+        video = drawn(source, adapter, prompt, seed, progress_bar)
     if chosen.from_trace:
         trace = observe(
             source, video, prompt, sigmas=levels, seed=seed, keep=list(chosen.axes),
@@ -251,10 +251,10 @@ def _made(
     )
 
 
-def drawn(pipe: Any, adapter: Adapter, prompt: str, seed: int) -> Any:
+def drawn(pipe: Any, adapter: Adapter, prompt: str, seed: int, progress_bar: bool) -> Any:
     """The video of a prompt, as the pipeline makes it by default."""
     with capture(pipe, keep=[()], frames=None, routing=False) as trace:
-        adapter.draw(prompt, seed)
+        adapter.draw(prompt, seed, progress_bar=progress_bar)
     return trace.frames
 
 

@@ -117,7 +117,7 @@ def rank_words(
     raise_below("samples", samples, 1)
     adapter = adapter_for(pipe)
     phrases = find_phrases(adapter.encode(prompt), words)
-    shown = pixels(drawn(pipe, adapter, prompt, seed) if video is None else video)
+    shown = pixels(drawn(pipe, adapter, prompt, seed, progress_bar) if video is None else video)
     clip = Clip(
         shown.movedim(-1, 0)[None] * 2 - 1, prompt, "", noise_levels(sigmas), seed, ("cond",)
     )
