@@ -70,7 +70,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
             "error": f"{worst / 2:.1g}",
             "grouped": grouped,
         },
-        "explanation": _explanation(trace, shown),
+        **_explanation(trace, shown),
         "alpha": [views.LEAST_ALPHA, views.MOST_ALPHA],
         "colors": {name: _base64(views.colors(name).tobytes()) for name in COLOR_MAPS},
         "diverging": _base64(views.colors(DIVERGING).tobytes()),
@@ -119,21 +119,26 @@ def _maps(trace: Trace, found: Sequence[Family]) -> tuple[list[dict[str, Any]], 
     return stored, worst
 
 
-def _explanation(trace: Trace, shown: Subjects) -> dict[str, Any] | None:
-    """A map of each word by the default method of `attribute`; none where the trace has too little for it."""
+def _explanation(trace: Trace, shown: Subjects) -> dict[str, Any]:
+    """A map of each word by the default method of `attribute`; or what the trace lacks for it."""
+    nobody: dict[str, Any] = {"explanation": None, "unexplained": "words"}
     if "attribution" in trace.record or not shown.words:
-        return None
+        return nobody
     try:
         found = attribute(trace, shown.words)
-    except (KeepError, CaptureError):  # no layers were kept; or the words failed
-        return None
+    except KeepError:
+        return nobody | {"unexplained": "layers"}
+    if not np.isfinite(found.values.values).any():  # the run was stopped before the first layer
+        return nobody
     levels, unit = quantise(found.values.values)
     nothing = np.full((len(shown.kinds), *trace.contents.grid.shape), MISSING, np.uint8)
-    return {
+    explanation = {
         "method": found.method,
         "levels": _deflated(np.concatenate([levels, nothing]).tobytes()),
         "units": _deflated(np.append(unit, np.zeros(len(shown.kinds))).astype("<f4").tobytes()),
+        "error": f"{unit.max() / 2:.1g}",
     }
+    return {"explanation": explanation, "unexplained": None}
 
 
 def _choices(family: Family) -> list[list[dict[str, Any]]]:

@@ -86,6 +86,8 @@ def pages(painted, tmp_path_factory):
     report(painted(video=False, keep=((),), frames=None), folder / "bare.html")
     report(painted(EMOJI, truncated_at=19), folder / "emoji.html")
     report(attribute(painted()).as_trace(), folder / "attribution.html")
+    other = attribute(painted(), method="attention").as_trace()
+    report(painted(), folder / "methods.html", beside=other)
     (folder / "cell.html").write_text(
         f"<!doctype html><meta charset=utf-8>{frame(painted())}", "utf-8"
     )
@@ -768,6 +770,9 @@ def test_explain_paints_what_the_default_method_says_of_a_word(visit, painted):
     for name in ("attention mass (", "of all attention", "Where the attention goes"):
         assert name not in said
     assert not page.locator("[data-id=kinds]").is_visible()
+    about = page.inner_text("[data-id=reading]")
+    assert "not attention masses" in about
+    assert "share of attention" not in about
     page.locator("[data-id=strip] button").nth(0).click()
     page.keyboard.press("e")
     chip(page, "旗袍").hover()
@@ -790,6 +795,10 @@ def test_a_region_is_explained_by_words_alone(visit, painted, language):
     shown = [int(index) for index in lines.evaluate_all("all => all.map((li) => li.dataset.index)")]
     assert sorted(shown) == list(range(len(words)))
     np.testing.assert_allclose([lifts[i] for i in shown], sorted(lifts, reverse=True), rtol=0.02)
+    bars = lines.evaluate_all(
+        "all => all.map((li) => parseFloat(li.querySelector('.wv-rank-bar').style.width))"
+    )
+    np.testing.assert_allclose(bars, 100 * np.sort(lifts)[::-1] / max(lifts), rtol=0.02)
     best = float(lines.first.locator(".wv-rank-text").inner_text().split()[0])
     np.testing.assert_allclose(best, max(lifts), rtol=0.06)  # two digits are shown
 
@@ -815,7 +824,8 @@ def test_a_slice_that_is_chosen_ends_the_explanation(visit, painted):
 def test_where_layers_were_not_kept_explain_says_so(visit):
     page = visit("bare")
     assert page.is_disabled("[data-id=explain]")
-    assert "keep=" in page.get_attribute("[data-id=explain]", "title")
+    assert "keep=" in page.inner_text("[data-id=mode-note]")
+    assert "E explains" not in page.inner_text(".wv-keys")
     page.locator(".wv-chip").first.click()
     before = pixels(page)
     page.keyboard.press("e")
@@ -837,3 +847,35 @@ def test_two_traces_are_explained_together(visit, painted):
     for side in ("first", "second"):
         button = page.locator(f"[data-side={side}] [data-id=explain]")
         assert button.get_attribute("aria-pressed") == "false"
+
+
+def test_what_follows_the_words_is_not_explained(visit):
+    page = visit("plain")
+    chip(page, "旗袍").click()
+    behind = page.locator("[data-id=kinds] .wv-chip").first
+    behind.focus()
+    page.keyboard.press("Enter")
+    assert page.inner_text("[data-id=now-word]") == "2 words together"
+    page.keyboard.press("e")
+    assert page.inner_text("[data-id=now-word]") == "旗袍"
+    assert page.evaluate("document.activeElement.dataset.id") == "explain"  # not lost
+    page.keyboard.press("e")
+    assert page.inner_text("[data-id=now-word]") == "2 words together"
+
+
+def test_maps_of_two_methods_are_not_subtracted(visit):
+    page = visit("methods")
+    page.locator("[data-side=first] .wv-chip", has_text="旗袍").click()
+    note = page.locator("[data-id=difference-note]")
+    assert "first: Attention; second: attention)" in note.inner_text()
+    page.locator("[data-side=first] [data-id=explain]").click()
+    assert "first: attention_layers; second: attention)" in note.inner_text()
+
+
+def test_an_explanation_has_no_slice_on_either_side(visit):
+    page = visit("two")  # the second alone has heads with layers, and steps
+    page.locator("[data-side=second] .wv-chip", has_text="旗袍").click()
+    page.locator("[data-side=second] [data-id=head]").select_option(label="1")
+    page.locator("[data-side=first] [data-id=explain]").click()
+    assert page.locator("[data-side=second] [data-id=head]").input_value() == ""
+    assert "First less second" in page.inner_text("[data-id=difference-note]")

@@ -11,6 +11,7 @@ from tests.wanviz.test_report import data_of
 from wanviz.attribution import METHODS, Attribution, attribute
 from wanviz.attribution.ask import find_phrases
 from wanviz.attribution.perturbation import cut_out
+from wanviz.page import page_data
 from wanviz.planning import Plan
 from wanviz.trace import Trace
 from wanviz.words import Word, encoded_prompt
@@ -453,3 +454,32 @@ def test_at_the_end_of_a_cell_it_shows_its_maps_and_names_its_method(whole):
 def test_the_sentence_tells_the_checks(whole):
     found = replace(attribute(whole, "rain"), checks={"completeness_delta": 0.01234, "forwards": 9})
     assert repr(found).endswith("rain · completeness_delta 0.0123, forwards 9")
+
+
+def without_layers(trace, *gone):
+    """A trace of a run that stopped before some layers."""
+    arrays = dict(trace.contents.arrays)
+    arrays["cond/words/layer"] = arrays["cond/words/layer"].copy()
+    arrays["cond/words/layer"][list(gone)] = np.nan
+    return Trace(replace(trace.contents, arrays=arrays))
+
+
+def test_layers_that_were_not_computed_are_left_out(painted):
+    found = attribute(without_layers(painted(), 2, 3), "伞").values[0]
+    layers = [painted().word_map("伞", layer=layer) for layer in (0, 1)]
+    wanted = np.mean([one / one.max() for one in layers], axis=0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert np.isnan(attribute(without_layers(painted(), 0, 1, 2, 3), "伞").values).all()
+
+
+def test_a_page_has_an_explanation_or_says_what_it_lacks(painted):
+    assert page_data(painted())["explanation"]["method"] == "attention_layers"
+    assert page_data(painted())["unexplained"] is None
+    assert page_data(without_layers(painted(), 1))["explanation"] is not None
+    lacking = {
+        "layers": painted(keep=((),)),
+        "words": without_layers(painted(), 0, 1, 2, 3),
+    }
+    for lack, trace in lacking.items():
+        told = page_data(trace)
+        assert (told["explanation"], told["unexplained"]) == (None, lack)

@@ -47,7 +47,7 @@ def lora(model: Any) -> None:
 
     torch.manual_seed(3)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    model.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights="gaussian"))
+    model.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
 
 
 def gradient_checkpointing(model: Any) -> None:
@@ -139,6 +139,23 @@ def test_a_feature_that_comes_while_watching_keeps_its_maps(name, usual):
     assert np.array_equal(watched, real.draw(pipe))
     if name not in CHANGES_THE_MODEL:
         np.testing.assert_allclose(masses(trace), usual, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["attention_value", "output_space"])
+def test_what_a_word_brings_counts_what_lora_adds(method, rng):
+    asked = {
+        "video": rng.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8),
+        "method": method,
+        "sigmas": (0.5,),
+        "progress_bar": False,
+    }
+    pipe = each_transformer(real.wan22(), lora)
+    found = wanviz.attribute(pipe, real.ENGLISH, ["umbrella"], **asked)
+    each_transformer(pipe, lambda model: model.fuse_lora())
+    fused_in = wanviz.attribute(pipe, real.ENGLISH, ["umbrella"], **asked)
+    without = wanviz.attribute(real.wan22(), real.ENGLISH, ["umbrella"], **asked)
+    np.testing.assert_allclose(found.values, fused_in.values, atol=1e-4)
+    assert not np.allclose(found.values, without.values, atol=1e-3)
 
 
 def test_blocks_that_a_cache_skips_are_not_computed():

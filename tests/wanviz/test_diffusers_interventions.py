@@ -279,3 +279,34 @@ def test_words_of_another_prompt_than_the_one_that_is_drawn_are_an_error(pipe):
     known = real.draw(pipe, prompt_embeds=embeds)
     with reweight(pipe, PROMPT, {"rain": 0}):  # embeddings do not tell what they are of
         assert not np.allclose(real.draw(pipe, prompt_embeds=embeds), known, atol=1e-3)
+
+
+def test_what_is_asked_inside_is_held_against_the_prompt_too(pipe):
+    video = (real.draw(pipe)[0] * 255).astype(np.uint8)
+    asked = {"video": video, "sigmas": (0.5,), "progress_bar": False, "method": "knockout"}
+    with reweight(pipe, PROMPT, {"rain": 0}):
+        wanviz.attribute(pipe, PROMPT, ["umbrella"], **asked)
+        wanviz.observe(pipe, video, PROMPT, sigmas=(0.5,))
+        with pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"):
+            wanviz.observe(pipe, video, SWAPPED, sigmas=(0.5,))
+        with pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"):
+            wanviz.attribute(pipe, PROMPT, ["umbrella"], **asked | {"method": "word_ablation"})
+
+
+def test_a_run_that_broke_off_does_not_confuse_what_is_asked_next(pipe):
+    video = (real.draw(pipe)[0] * 255).astype(np.uint8)
+    asked = {"video": video, "sigmas": (0.5,), "progress_bar": False, "method": "knockout"}
+    expected = wanviz.attribute(pipe, PROMPT, ["umbrella"], **asked).values
+    seen = wanviz.observe(pipe, video, PROMPT, sigmas=(0.5,)).word_map("umbrella").values
+    with pytest.raises(wanviz.OptionError), reweight(pipe, PROMPT, {"rain": 0}):
+        real.draw(pipe, prompt=SWAPPED)
+    now = wanviz.observe(pipe, video, PROMPT, sigmas=(0.5,)).word_map("umbrella").values
+    np.testing.assert_array_equal(now, seen)
+    np.testing.assert_array_equal(
+        wanviz.attribute(pipe, PROMPT, ["umbrella"], **asked).values, expected
+    )
+    with (
+        pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"),
+        reweight(pipe, PROMPT, {"rain": 0}),
+    ):
+        wanviz.attribute(pipe, SWAPPED, ["umbrella"], **asked)

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 
 import wanviz
 from tests.wanviz import real_wan as real
+from tests.wanviz.wheels import unpacked
 
 pytest.importorskip("transformers", reason="diffusers' WanPipeline needs it for its text encoder")
 
@@ -54,28 +54,7 @@ def lowest() -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The lowest version, unpacked beside the installed packages."""
-    target = tmp_path_factory.mktemp("diffusers")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-    ]
-    done = subprocess.run(
-        [*command, f"diffusers=={lowest()}", "--dest", str(target)], capture_output=True, text=True
-    )
-    if done.returncode:
-        reason = f"pip cannot fetch diffusers {lowest()}: {done.stderr.strip()[-200:]}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    (wheel,) = target.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(target)
-    return target
+    return unpacked(f"diffusers=={lowest()}", tmp_path_factory.mktemp("diffusers"))
 
 
 @pytest.mark.slow

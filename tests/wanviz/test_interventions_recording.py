@@ -271,3 +271,23 @@ def test_the_negative_prompt_is_the_one_of_its_branch(pipe, generate):
         reweight(pipe, PROMPT, {"旗袍": 0}, branch="uncond"),
     ):
         generate(negative_prompt="snow")
+
+
+def test_what_is_asked_inside_is_held_against_the_prompt_too(pipe, generate):
+    video = generate(num_frames=9)[0]
+    asked = {"video": video, "sigmas": (0.5,), "progress_bar": False, "method": "knockout"}
+    with reweight(pipe, PROMPT, {"旗袍": 0}):
+        wanviz.attribute(pipe, PROMPT, ["伞"], **asked)
+        wanviz.observe(pipe, video, PROMPT, sigmas=(0.5,))
+        with pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"):
+            wanviz.observe(pipe, video, BLUE, sigmas=(0.5,))
+        with pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"):
+            wanviz.attribute(pipe, "a dog", ["dog"], **asked)
+        with pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"):
+            wanviz.attribute(pipe, PROMPT, ["伞"], **asked | {"method": "word_ablation"})
+
+
+def test_spaces_around_a_prompt_make_no_other_one(pipe, generate):
+    with reweight(pipe, PROMPT, {"旗袍": 0}):
+        expected = generate()
+        assert np.array_equal(generate(f" {PROMPT} "), expected)

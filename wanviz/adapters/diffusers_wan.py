@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wanviz.adapters import Sink
 from wanviz.adapters.diffusers_taps import Look, Reader, bound, parallel_mesh, takes_any
-from wanviz.adapters.stage import AttentionPart, BlockPart
+from wanviz.adapters.stage import ASKED, AttentionPart, BlockPart, asking
 from wanviz.errors import CaptureError, OptionError
 from wanviz.events import Clip, Kind, Moment, Request
 from wanviz.grid import Grid, token_grid
@@ -112,6 +112,7 @@ class DiffusersWanAdapter:
         """Nothing is registered yet."""
         self._pipe = pipe
         self._run: _Run | None = None
+        self._observing = False  # whether the prompt that is encoded now belongs to `observe`
         self._text_length = TEXT_LENGTH
         self._encoded: dict[tuple[str, int], EncodedPrompt] = {}
 
@@ -262,22 +263,27 @@ class DiffusersWanAdapter:
     def observe(self, clip: Clip) -> None:
         """Ask the noise expert of each level once for each branch."""
         denoiser = self.denoiser(clip)
-        embeds = self._pipe.encode_prompt(
-            prompt=clip.prompt,
-            negative_prompt=clip.negative_prompt,
-            do_classifier_free_guidance="uncond" in clip.branches,
-            max_sequence_length=TEXT_LENGTH,
-            device=self._device(),
-        )
+        self._observing = True
+        try:
+            embeds = self._pipe.encode_prompt(
+                prompt=clip.prompt,
+                negative_prompt=clip.negative_prompt,
+                do_classifier_free_guidance="uncond" in clip.branches,
+                max_sequence_length=TEXT_LENGTH,
+                device=self._device(),
+            )
+        finally:
+            self._observing = False
         run = self._run
         assert run is not None  # encode_prompt was listened to
         run.seeds, run.branches = (clip.seed,), clip.branches
         run.sigmas = list(clip.sigmas)
         run.timesteps = [denoiser.timestep(level) for level in range(len(clip.sigmas))]
-        for level in range(len(clip.sigmas)):
-            for branch, rows in zip(("cond", "uncond"), embeds, strict=True):
-                if branch in clip.branches:
-                    denoiser.ask(level, rows, None, branch)
+        with asking({"cond": clip.prompt, "uncond": clip.negative_prompt}):
+            for level in range(len(clip.sigmas)):
+                for branch, rows in zip(("cond", "uncond"), embeds, strict=True):
+                    if branch in clip.branches:
+                        denoiser.ask(level, rows, None, branch)
         self._pipe.maybe_free_model_hooks()
 
     def denoiser(self, clip: Clip) -> WanDenoiser:
@@ -425,7 +431,8 @@ class DiffusersWanAdapter:
 
     def _encoding(self, args: Arguments, kwargs: Keywords) -> Callable[[Any], None] | None:
         """The pipeline encodes its prompt: a call begins. A callback that encodes on the way begins none."""
-        if getattr(self._pipe, "_current_timestep", None) is not None:
+        drawing = getattr(self._pipe, "_current_timestep", None) is not None  # or broke off there
+        if drawing and not self._observing:
             return None
         asked = bound(type(self._pipe).encode_prompt)(self._pipe, *args, **kwargs)
         texts, negatives = _asked_texts(self._pipe, args, kwargs)
@@ -511,9 +518,16 @@ class WanDenoiser:
         """The timestep of a noise level, as the scheduler counts."""
         return float(self._pipe.scheduler.config.num_train_timesteps * self.sigmas[level])
 
-    def velocity(self, level: int, embeds: Tensor, latents: Tensor | None = None) -> Tensor:
+    def velocity(
+        self,
+        level: int,
+        embeds: Tensor,
+        latents: Tensor | None = None,
+        text: str | None = None,
+    ) -> Tensor:
         """See `stage.Denoiser`."""
-        return self.ask(level, embeds, latents, "cond")
+        with asking({"cond": self.encoded.text if text is None else text}):
+            return self.ask(level, embeds, latents, "cond")
 
     def ask(self, level: int, embeds: Tensor, latents: Tensor | None, branch: str) -> Tensor:
         """As `velocity`, announced as one of the branches."""
@@ -580,6 +594,8 @@ class WanStage:
 
     def prompts(self, branch: str) -> tuple[str | None, ...]:
         """See `stage.Stage`."""
+        if (asked := ASKED.get()) is not None:
+            return (asked[branch],) if branch in asked else ()
         return self._texts.get(branch, ())
 
     def _announced(self, args: Arguments, kwargs: Keywords) -> None:
@@ -606,6 +622,8 @@ class WanStage:
         told = self._context.get("step_index")
         if told is not None:
             return int(told)
+        if ASKED.get() is not None:
+            return None
         now = getattr(self._pipe, "_current_timestep", None)
         if now is None:
             return None

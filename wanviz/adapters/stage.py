@@ -6,7 +6,9 @@ classes of this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +18,19 @@ from wanviz.events import Kind
 from wanviz.grid import Grid
 from wanviz.hooks import Arguments, Hookable, Keywords
 from wanviz.words import EncodedPrompt
+
+# What the denoiser is asked about while no pipeline draws, or while one waits: prompt by branch.
+ASKED: ContextVar[Mapping[str, str] | None] = ContextVar("wanviz_asked", default=None)
+
+
+@contextmanager
+def asking(prompts: Mapping[str, str]) -> Iterator[None]:
+    """Inside, the denoiser reads these prompts, whatever the pipeline draws."""
+    token = ASKED.set(prompts)
+    try:
+        yield
+    finally:
+        ASKED.reset(token)
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class Stage(Protocol):
         """Frames, rows and columns of the running forward's tokens."""
 
     def prompts(self, branch: str) -> tuple[str | None, ...]:
-        """What the running generation draws, or stays away from; None for one that came as embeddings."""
+        """What the running forward reads in a branch; None for what came as embeddings."""
 
     def step(self) -> int | None:
         """The denoising step of the running forward, from 0; None where no pipeline runs."""
@@ -85,11 +100,18 @@ class Denoiser(Protocol):
     def noisy(self, level: int) -> Tensor:
         """The video at one of the noise levels, `[1, c, f, h, w]`."""
 
-    def velocity(self, level: int, embeds: Tensor, latents: Tensor | None = None) -> Tensor:
+    def velocity(
+        self,
+        level: int,
+        embeds: Tensor,
+        latents: Tensor | None = None,
+        text: str | None = None,
+    ) -> Tensor:
         """The predicted velocity `[b, c, f, h, w]` in float32; gradients flow where they are enabled.
 
         Args:
             level: index into `sigmas`.
             embeds: `[b, p, c]` from `embeds`, or something near it.
             latents: noisy `[1 or b, c, f, h, w]`; None takes `noisy(level)`.
+            text: that was embedded; None is the prompt.
         """

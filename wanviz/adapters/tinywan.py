@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wanviz.adapters import Draw, Sink
-from wanviz.adapters.stage import AttentionPart, BlockPart
+from wanviz.adapters.stage import ASKED, AttentionPart, BlockPart, asking
 from wanviz.errors import OptionError
 from wanviz.events import Clip, Event, Kind, Moment, Request
 from wanviz.grid import Grid, pixel_frames, token_grid
@@ -254,8 +254,9 @@ class TinywanAdapter:
         with torch.inference_mode():
             denoiser = self.denoiser(clip)
             embeds = denoiser.embeds([prompts[branch] for branch in clip.branches])
-            for level in range(len(clip.sigmas)):
-                denoiser.ask(level, embeds, None, clip.branches)
+            with asking(prompts):
+                for level in range(len(clip.sigmas)):
+                    denoiser.ask(level, embeds, None, clip.branches)
 
     def denoiser(self, clip: Clip) -> TinywanDenoiser:
         """The denoiser at the noise levels of a clip."""
@@ -356,9 +357,16 @@ class TinywanDenoiser:
         sigma = self.sigmas[level]
         return (1 - sigma) * self.latents + sigma * self._noise
 
-    def velocity(self, level: int, embeds: Tensor, latents: Tensor | None = None) -> Tensor:
+    def velocity(
+        self,
+        level: int,
+        embeds: Tensor,
+        latents: Tensor | None = None,
+        text: str | None = None,
+    ) -> Tensor:
         """See `stage.Denoiser`."""
-        return self.ask(level, embeds, latents, ("cond",))
+        with asking({"cond": self.encoded.text if text is None else text}):
+            return self.ask(level, embeds, latents, ("cond",))
 
     def ask(
         self, level: int, embeds: Tensor, latents: Tensor | None, branches: tuple[str, ...]
@@ -429,6 +437,8 @@ class TinywanStage:
 
     def prompts(self, branch: str) -> tuple[str | None, ...]:
         """See `stage.Stage`."""
+        if (asked := ASKED.get()) is not None:
+            return (asked[branch],) if branch in asked else ()
         running = self._pipe.current_request
         if running is None:
             return ()

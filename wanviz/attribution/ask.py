@@ -36,6 +36,7 @@ class Method:
     frames: bool = False  # whether it also needs frame attention
     axes: tuple[tuple[str, ...], ...] = ((),)  # what a trace must have kept
     rows: int = 1  # of a batch that the denoiser is asked about at once
+    held: int = 0  # answers that are kept of each word
 
 
 METHODS: dict[str, Method] = {
@@ -52,7 +53,7 @@ METHODS: dict[str, Method] = {
     "word_ablation": Method(perturbation.word_ablation),
     "knockout": Method(perturbation.knockout),
     "occlusion": Method(perturbation.occlusion, rows=8),
-    "occlusion_latents": Method(perturbation.occlusion_latents, rows=8),
+    "occlusion_latents": Method(perturbation.occlusion_latents, rows=8, held=3),
     "shapley": Method(perturbation.shapley),
 }
 DEFAULT = "attention_layers"
@@ -198,7 +199,8 @@ def _of_model(
     )
     bar = tqdm(desc=method, unit="forward", disable=not progress_bar)
     with bar, open_case(pipe, clip, phrases, bar.update) as case:
-        if (needed := case.needs(METHODS[method].rows)) > budget:
+        needed = case.needs(METHODS[method].rows, METHODS[method].held)
+        if needed > budget:
             raise BudgetError(
                 f"{method} of {len(phrases)} words in this video needs {format_bytes(needed)} beside the model and the "
                 f"budget is {format_bytes(budget)}: raise it, ask for fewer words, or use a smaller video"

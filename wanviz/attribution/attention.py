@@ -45,12 +45,15 @@ def attention_share(trace: Trace, phrases: Sequence[Phrase]) -> Maps:
 
 
 def layer_attention(trace: Trace, phrases: Sequence[Phrase]) -> Maps:
-    """`attention_layers`: the mean over layers of maps that each have the peak 1."""
+    """`attention_layers`: the mean over layers of maps that each have the peak 1; over those that were computed."""
     layers = trace.maps["layer"].values
     maps = np.stack([_sum_tokens(masses, phrases) for masses in layers])  # layer word f h w
+    known = ~np.isnan(maps)  # a run that was stopped may lack layers
+    maps = np.where(known, maps, 0)
     peaks = maps.max(axis=(2, 3, 4), keepdims=True)
-    found: Maps = (maps / np.maximum(peaks, 1e-12)).mean(axis=0)
-    return found
+    count = known.sum(axis=0)
+    total = (maps / np.maximum(peaks, 1e-12)).sum(axis=0)
+    return np.where(count, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def head_attention(trace: Trace, phrases: Sequence[Phrase], heads: Heads) -> Maps:
@@ -94,7 +97,7 @@ def value_attention(case: Case) -> Maps:
         count += 1
         given = projected(block, v)  # n p c
         for span in chunks(q.shape[1], 4 * len(q) * (k.shape[1] + q.shape[2]), q.device):
-            mass = masses(q[:, span], k)
+            mass = masses(q[:, span].float(), k.float())
             for row, phrase in enumerate(case.phrases):
                 sent: Tensor | float = 0.0
                 for index, share in phrase.tokens:
@@ -113,9 +116,24 @@ def masses(q: Tensor, k: Tensor) -> Tensor:
 
 
 def projected(block: BlockPart, v: Tensor) -> Tensor:
-    """What each key adds to the residual stream through each head, `[n, p, d]` -> `[n, p, c]`."""
-    weight = block.attentions["cross_attn"].mix.weight.float()  # c n·d
-    return torch.einsum("npd,cnd->npc", v, weight.unflatten(1, (len(v), -1)))
+    """What each key adds to the residual stream through each head, `[n, p, d]` -> `[n, p, c]` in float32.
+
+    The layer behind the heads is asked itself, since its weights may be quantised, adapted or elsewhere.
+    """
+    mix = block.attentions["cross_attn"].mix
+    heads, keys, width = v.shape
+    silence = v.new_zeros(1, keys, heads, width)
+
+    def said(spoken: Tensor) -> Tensor:
+        answer: Tensor = mix(spoken.flatten(2))[0].float()
+        return answer
+
+    given = []
+    for head, values in enumerate(v):
+        spoken = silence.clone()
+        spoken[0, :, head] = values
+        given.append(said(spoken))
+    return torch.stack(given) - said(silence)
 
 
 def shaped(case: Case, values: Iterable[object]) -> Maps:

@@ -86,6 +86,7 @@ class Case:
         held: bool = False,
         embeds: Tensor | None = None,
         latents: Tensor | None = None,
+        text: str | None = None,
     ) -> Tensor:
         """The denoiser's answer, float32 `[b, c, f, h, w]`.
 
@@ -95,7 +96,11 @@ class Case:
             seen: where one phrase is visible; between 0 and 1, cross-attention's answers with and without it are mixed.
             held: whether each token is worked on by the token experts of the full answer, so that nothing jumps.
             embeds: `[b, p, c]`; None is the prompt.
+            text: that was embedded; None is the prompt.
             latents: noisy ones, `[b, c, f, h, w]`; None is the video.
+
+        Raises:
+            OptionError: a gradient is wanted, and the model gives none.
         """
         given = [found for found in (gates, latents) if found is not None]
         rows = max([1, *map(len, given), len(seen.where) if seen else 1])
@@ -103,12 +108,19 @@ class Case:
         self._gates, self._seen, self._level, self._held = gates, seen, level, held
         try:
             answer = self.denoiser.velocity(
-                level, read.expand(max(rows, len(read)), -1, -1), latents
+                level, read.expand(max(rows, len(read)), -1, -1), latents, text
             )
         finally:
             self._gates, self._seen, self._held = None, None, False
         self.forwards += len(answer)
         self.tick(len(answer))
+        sought = [*given, read, *([seen.where] if seen else [])]
+        wanted = torch.is_grad_enabled() and any(one.requires_grad for one in sought)
+        if wanted and not answer.requires_grad:
+            raise OptionError(
+                "no gradient comes back through this model, as where its activations are quantised: use a method that "
+                'asks again instead, e.g. method="word_ablation"'
+            )
         return answer
 
     def full(self, level: int) -> Tensor:
@@ -161,20 +173,25 @@ class Case:
         with torch.no_grad():
             return self.velocity(level, gates=self.gates(phrase, torch.zeros(1, 1)))
 
-    def needs(self, rows: int) -> int:
-        """Bytes of answers, gates and maps that a method holds, if it asks about so many rows at once."""
+    def needs(self, rows: int, held_by_word: int = 0) -> int:
+        """Bytes that a method holds beside the model's run.
+
+        Args:
+            rows: that it asks about at once.
+            held_by_word: how many answers it keeps of each word.
+        """
         grid, keys = self.denoiser.grid, self.embeds.shape[1]
         answer = 4 * self.denoiser.latents.numel()
-        held = (len(self.denoiser.sigmas) + 2 + 2 * rows) * answer
+        held = len(self.denoiser.sigmas) + 2 + 2 * rows + held_by_word * len(self.phrases)
         gates = 4 * rows * grid.tokens * (keys + len(self.tokens))
-        return held + gates + 8 * len(self.phrases) * grid.tokens
+        return held * answer + gates + 8 * len(self.phrases) * grid.tokens
 
     def pooled(self, per_latent: Tensor) -> Tensor:
         """`[b, f, h', w']` over latents to `[b, f, h, w]` over tokens, means."""
         return F.adaptive_avg_pool3d(per_latent[:, None], self.denoiser.grid.shape)[:, 0]
 
     def read(self, level: int, look: Look) -> None:
-        """One forward, in which look(block, q, k, v) sees every cross-attention, `[n, s, d]` each, in float32."""
+        """One forward, in which look(block, q, k, v) sees every cross-attention, `[n, s, d]` each, as it is computed."""
         waiting: dict[int, dict[str, Tensor]] = {}
         seen = False
 
@@ -182,7 +199,7 @@ class Case:
             nonlocal seen
             part = block.attentions["cross_attn"]
             found = waiting.setdefault(id(block), {})
-            found[name] = part.split(output)[0].float()
+            found[name] = part.split(output)[0]
             if len(found) == 3:
                 del waiting[id(block)]
                 keys = self.denoiser.keys

@@ -43,7 +43,7 @@ def output_space(case: Case) -> Maps:
         )
         words = torch.nn.functional.normalize(words - common, dim=-1)
         for span in chunks(q.shape[1], 4 * len(q) * (k.shape[1] + q.shape[2]), q.device):
-            got = torch.einsum("npl,npc->lc", masses(q[:, span], k), given) - common
+            got = torch.einsum("npl,npc->lc", masses(q[:, span].float(), k.float()), given) - common
             cosine = words @ torch.nn.functional.normalize(got, dim=-1).T  # word l
             found[:, span] += cosine.double().cpu().numpy()
 

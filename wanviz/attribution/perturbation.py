@@ -61,7 +61,10 @@ def word_ablation(case: Case, neutral: str = "") -> Maps:
     embeds = case.denoiser.embeds(others)
     total: Tensor | float = 0.0
     for level in case.levels:
-        found = [change(case, level, case.velocity(level, embeds=row[None])) for row in embeds]
+        found = [
+            change(case, level, case.velocity(level, embeds=row[None], text=text))
+            for row, text in zip(embeds, others, strict=True)
+        ]
         total = total + torch.cat(found)
     assert isinstance(total, Tensor)
     return shaped(case, (total / len(case.levels)).cpu().numpy())
@@ -128,21 +131,17 @@ def occlusion_latents(case: Case, window: int = 3, stride: int = 2) -> Maps:
     nowhere = [case.gates(phrase, torch.zeros(1, 1)) for phrase in case.phrases]
     total = torch.zeros(len(case.phrases), grid.tokens)
     for level in case.levels:
-        effects = torch.cat([case.full(level) - case.without(level, p) for p in case.phrases])
-        norms = effects.square().flatten(1).sum(1).clamp_min(1e-24)
+        # of each word the way that its absence takes, so that the whole way is 1
+        ways = torch.cat([case.full(level) - case.without(level, p) for p in case.phrases])
+        ways /= ways.square().sum(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1e-24)
 
-        def target(
-            noisy: Tensor,
-            level: int = level,
-            to: Tensor = effects / norms[:, None, None, None, None],
-        ) -> Tensor:
+        def target(noisy: Tensor, level: int = level, ways: Tensor = ways) -> Tensor:
             full = case.velocity(level, latents=noisy)
-            without = [case.velocity(level, latents=noisy, gates=gates) for gates in nowhere]
-            found = [
-                ((full - one) * along).flatten(1).sum(1)
-                for one, along in zip(without, to, strict=True)
-            ]
-            return torch.stack(found, dim=1)  # b word
+            gone = noisy.new_empty(len(noisy), len(ways))
+            for word, (gates, way) in enumerate(zip(nowhere, ways, strict=True)):
+                effect = full - case.velocity(level, latents=noisy, gates=gates)
+                gone[:, word] = effect.flatten(1) @ way.flatten()
+            return gone
 
         noisy = case.denoiser.noisy(level)
         empty = noisy - (1 - case.denoiser.sigmas[level]) * latents

@@ -70,12 +70,17 @@ class Named:
         for text in drawn:
             if text is None or text == self.prompt:
                 continue
-            if not text.strip() or self.reached.adapter.encode(text).text != self.encoded.text:
+            if not text.strip() or not self._same(self.reached.adapter.encode(text)):
                 raise OptionError(
-                    f"the words are those of {self.prompt!r}, and {text!r} is drawn: name the prompt that is drawn, "
-                    "and the branch that reads it"
+                    f"the words are those of {self.prompt!r}, and the model reads {text!r}: name the prompt that is "
+                    "drawn, and the branch that reads it"
                 )
         self.right = drawn
+
+    def _same(self, other: EncodedPrompt) -> bool:
+        """Whether another prompt has the same tokens; spaces around it do not count."""
+        mine, others = ([token.text for token in one.tokens] for one in (self.encoded, other))
+        return mine == others
 
 
 def named(reached: Reach, prompt: str) -> Named:

@@ -31,6 +31,7 @@ function link(page, other, passing) {
     if ("frame" in change) change.frame = Math.min(change.frame, other.data.video.count - 1);
     if ("explained" in change) change.explained &&= Boolean(other.data.explanation);
     for (const axis of AXES) if (axis in change) change[axis] = sameChoice(page, other, axis, change[axis]);
+    if (change.explained) for (const axis of AXES) change[axis] = null; // also one that this page lacks
     if (changed.has("hovered")) change.hovered = state.hovered === null ? null : counterpart(page, other, state.hovered);
     if (changed.has("pinned")) {
       change.pinned = state.pinned.map((index) => counterpart(page, other, index)).filter((index) => index !== null);
@@ -69,6 +70,8 @@ export async function mountComparison(root, data, beside, { language = "en", key
     const there = index === undefined ? null : counterpart(first, second, index);
     if (there === null) return { why: say("differenceChoose") };
     const [one, two] = pages.map((page) => page.sliceName(page.store.state, page.sayOfMap));
+    const methods = pages.map((page) => page.method());
+    if (methods[0] !== methods[1]) return { why: say("differenceMethods", ...methods.map((method) => method ?? say("attention"))) };
     if (one !== two) return { why: say("differenceSlices", one, two) };
     const lacking = pages.find((page) => !page.maps.find(page.store.state));
     if (lacking) return { why: lacking.absence() };
@@ -125,8 +128,8 @@ export async function mountComparison(root, data, beside, { language = "en", key
   }
   keys.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const on = event.target.closest?.('[data-side="second"]') ? players[1] : players[0];
-    if (!on.key(event)) return;
+    const order = event.target.closest?.('[data-side="second"]') ? [...players].reverse() : players;
+    if (!order.some((player) => player.key(event))) return;
     event.preventDefault();
     event.stopPropagation();
   });

@@ -38,6 +38,12 @@ class Page {
   method() {
     return this.store.state.explained ? this.data.explanation.method : this.data.method;
   }
+  /** What is told of the maps that are seen. */
+  seen() {
+    const { data } = this;
+    if (!this.store.state.explained) return data;
+    return { ...data, method: data.explanation.method, maps: { ...data.maps, error: data.explanation.error, grouped: false } };
+  }
   /** Explains in place of showing attention, or goes back. */
   explain(wanted) {
     if (this.data.explanation) this.store.set({ explained: wanted, ...(wanted ? { layer: null, head: null, step: null } : {}) });
@@ -67,7 +73,8 @@ class Page {
   /** The subjects whose maps are seen: the one that is hovered, or all that are pinned. */
   shown() {
     const { hovered, pinned, expert } = this.store.state;
-    return hovered !== null ? [hovered] : expert ? [] : pinned;
+    const words = (index) => !this.method() || index < this.data.words.length; // methods explain these alone
+    return (hovered !== null ? [hovered] : expert ? [] : pinned).filter(words);
   }
   expert() {
     const { hovered, expert } = this.store.state;
@@ -266,11 +273,14 @@ export async function mountDashboard(root, data, { language = "en", keys = root,
       ]),
       h("section", { class: "wv-card" }, title("h2", "about"), record, reading)));
   store.on((changed, state) => {
+    if (changed.has("language") || changed.has("explained")) {
+      const lines = [...(data.video.frames ? [] : [page.say("notDecoded")]), ...page.sayOfMap("reading", page.seen())];
+      reading.replaceChildren(...lines.map((line) => h("li", {}, line)));
+    }
     if (!changed.has("language")) return;
     for (const [element, name] of titled) element.textContent = page.say(name);
     root.lang = state.language;
     if (keys === document) document.documentElement.lang = state.language;
-    reading.replaceChildren(...[...(data.video.frames ? [] : [page.say("notDecoded")]), ...page.say("reading", data)].map((line) => h("li", {}, line)));
   });
   keys.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || !player.key(event)) return;

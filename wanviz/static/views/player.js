@@ -31,7 +31,7 @@ export function mountPlayer(page) {
     "data-id": explained ? "explain" : "attention", disabled: explained && !data.explanation, onclick: () => page.explain(explained),
   }));
   const modeGroup = h("div", { class: "wv-modes", role: "group", hidden: Boolean(data.method) }, ...modes);
-  const modeNote = h("p", { class: "wv-soft wv-mode-note", "data-id": "mode-note" });
+  const modeNote = h("p", { class: "wv-soft wv-mode-note", "data-id": "mode-note", "aria-live": "polite" });
   const nowWord = h("p", { class: "wv-now-word", "data-id": "now-word" });
   const nowText = h("p", { "data-id": "now-text" });
   const bar = h("canvas", { class: "wv-bar", width: 256, height: 1, "aria-hidden": "true" });
@@ -198,6 +198,7 @@ export function mountPlayer(page) {
     };
     bar.hidden = shown.length > 1;
     const expert = page.expert();
+    modeNote.hidden = Boolean(data.method || expert) || (Boolean(data.explanation) && !state.explained);
     if (expert) {
       said(say("expert", data.layers[expert.layer], expert.expert), say("expertText"), say("expertUnit"), [0, 1]);
     } else if (!shown.length) said(say("nothing"), say("nothingText"), say("noUnit"));
@@ -267,10 +268,12 @@ export function mountPlayer(page) {
     Object.assign(box.style, { left: part(column, maps.columns), top: part(row, maps.rows), width: part(wide, maps.columns), height: part(high, maps.rows) });
     const latent = page.latentOf(state.frame);
     const found = page.rank(region, latent);
-    const top = Math.max(1e-9, ...found.map(({ mass }) => mass));
-    const lines = found.map(({ index, mass, lift }) => {
+    const length = ({ mass, lift }) => (page.method() ? lift : mass); // what they are sorted by
+    const top = Math.max(1e-9, ...found.map(length));
+    const lines = found.map((one) => {
+      const { index, mass, lift } = one;
       const fill = h("i", { class: "wv-rank-bar" });
-      fill.style.width = `${(100 * mass) / top}%`;
+      fill.style.width = `${(100 * length(one)) / top}%`;
       const name = h("span", { class: "wv-rank-word" });
       addText(name, page.nameOf(index), "wv-letters");
       return h("li", { "data-index": index }, name, h("span", { class: "wv-rank-line" }, fill), h("span", { class: "wv-rank-text" }, say("regionLine", percent(mass), digits(lift))));
@@ -354,16 +357,17 @@ export function mountPlayer(page) {
     chips.filter((button) => Number(button.dataset.index) >= data.words.length).forEach((button) => (button.textContent = page.nameOf(Number(button.dataset.index))));
     hint.textContent = say("hint");
     behind.textContent = say("behind");
+    const left = page.method() && behindWords.contains(document.activeElement);
     behindWords.hidden = Boolean(page.method());
+    if (left) modes[1].focus(); // what had the focus is gone
     modes.forEach((button, i) => {
       button.textContent = say(i ? "explain" : "attention");
-      button.title = say(i ? (data.explanation ? "explainTitle" : "explainNone") : "attentionTitle");
+      button.title = say(i ? "explainTitle" : "attentionTitle");
       button.setAttribute("aria-pressed", String(Boolean(i) === state.explained));
     });
     modeGroup.setAttribute("aria-label", say("mode"));
-    modeNote.hidden = !state.explained;
-    modeNote.textContent = state.explained ? say("explainNote") : "";
-    keys.textContent = say("keys");
+    modeNote.textContent = say(data.explanation ? "explainNote" : `explainNone.${data.unexplained}`);
+    keys.textContent = say(data.explanation ? "keysExplain" : "keys");
     sharesTitle.textContent = say("shares");
     cut.textContent = data.cut === null ? "" : say("cut", data.cut);
     sentence.setAttribute("aria-label", say("prompt"));
