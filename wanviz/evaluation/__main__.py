@@ -36,8 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 for options that cannot work; 130 where it was stopped.
     """
     parser = argparse.ArgumentParser(prog="python -m wanviz.evaluation", description=__doc__)
-    parser.add_argument("--clips", type=int, default=200, help="rendered clips, for all methods")
-    parser.add_argument("--dear", type=int, default=40, help="of these, for gradients and Shapley")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        default=270,
+        help="rendered clips, for all methods; three of four are scored",
+    )
+    parser.add_argument("--dear", type=int, default=54, help="of these, for gradients and Shapley")
     parser.add_argument("--random", type=int, default=10, help="of these, for random weights")
     parser.add_argument("--drawn", type=int, default=0, help="clips that the model draws, for all")
     parser.add_argument("--prompts", type=int, default=60, help="for the pointing game; 0 is none")

@@ -68,15 +68,15 @@ class Plan:
     """How much is run.
 
     Attributes:
-        clips: for all methods but the dear ones.
+        clips: for all methods but the dear ones; every fourth chooses thresholds, the others are scored.
         dear: the first of them, for the dear methods and the curves.
         random: the first of them, for the model without learning.
         seed: of clips.
         heads: (layer, head) of `attention_heads`, chosen on other clips; none leaves it out.
     """
 
-    clips: int = 200
-    dear: int = 40
+    clips: int = 270
+    dear: int = 54
     random: int = 10
     seed: int = 5
     heads: tuple[tuple[int, int], ...] = ()

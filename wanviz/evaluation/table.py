@@ -223,7 +223,7 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| `{method}` | {' | '.join(cells)} | {clips} |")
     steady = [record["sensitivity"] for record in records if "sensitivity" in record]
     if steady:
-        moved = ", ".join(f"`{m}` {np.mean([s[m] for s in steady]):.2f}" for m in steady[0])
+        moved = ", ".join(f"`{m}` {np.mean([s[m] for s in steady]):.3f}" for m in steady[0])
         lines += [
             "",
             f"Sensitivity, of maps to a change of at most 0.02 in every pixel, {len(steady)} clips: {moved}.",
