@@ -196,6 +196,9 @@ def test_the_branch_that_is_named_is_the_one_that_is_drawn(notebook, painted):
     shown = notebook(TraceWidget(painted(keep=EVERYTHING, negative="模糊的画面")))
     page, branch = shown.page, shown.page.locator("[data-id=branch]")
     page.click("[data-id=zh]")
+    page.locator("[data-id=scrub]").fill("11")
+    page.select_option("[data-id=colors]", "viridis")
+    page.click("[data-id=explain]")
     branch.focus()
     branch.select_option("uncond")
     assert branch.input_value() == "cond"  # the kernel has not answered
@@ -204,3 +207,6 @@ def test_the_branch_that_is_named_is_the_one_that_is_drawn(notebook, painted):
     assert branch.input_value() == "uncond"
     assert page.locator("h1").inner_text() == "wanviz 每个词做了什么"
     expect(branch).to_be_focused()
+    assert page.locator("[data-id=scrub]").input_value() == "11"  # what one looks at is kept
+    assert page.locator("[data-id=colors]").input_value() == "viridis"
+    assert page.get_attribute("[data-id=explain]", "aria-pressed") == "true"

@@ -12,6 +12,9 @@ function linked(model, side, waiting) {
   };
 }
 
+// What a page is told again when another branch takes its place; words and slices are its own.
+const CARRIED = ["frame", "opacity", "scale", "colors", "speed", "predicted", "order", "bright", "baseline"];
+
 const copied = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice();
 
 export default {
@@ -24,6 +27,7 @@ export default {
       waiting.get(id)?.(error ? { error } : { levels: copied(buffers[0]), units: new Float32Array(copied(buffers[1]).buffer), frames });
       waiting.delete(id);
     };
+    let pages = [];
     const mount = async () => {
       const language = el.querySelector(".wv")?.lang || native;
       const focused = el.querySelector("[data-id=branch]:focus");
@@ -35,7 +39,12 @@ export default {
       box.append(style, root);
       el.replaceChildren(box);
       const { first, second } = model.get("data");
-      await (second ? mountComparison(root, first, second, { language, kernels }) : mountDashboard(root, first, { language, kernel: kernels[0] }));
+      const before = pages.map((page) => page.store.state);
+      pages = await (second ? mountComparison(root, first, second, { language, kernels }) : Promise.all([mountDashboard(root, first, { language, kernel: kernels[0] })]));
+      before.forEach((state, i) => {
+        pages[i].store.set(Object.fromEntries(CARRIED.map((name) => [name, state[name]])));
+        if (state.explained) pages[i].explain(true);
+      });
       if (focused) root.querySelector("[data-id=branch]").focus();
       root.dataset.ready = "true";
     };
