@@ -6,6 +6,7 @@ import torch
 
 import wanviz
 from tests.wanviz.test_interventions import BLUE, GRID, LEFT, PROMPT, outputs, whole
+from wanviz.attribution import rank_words
 from wanviz.interventions import (
     compare,
     force_expert,
@@ -285,6 +286,10 @@ def test_what_is_asked_inside_is_held_against_the_prompt_too(pipe, generate):
             wanviz.attribute(pipe, "a dog", ["dog"], **asked)
         with pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"):
             wanviz.attribute(pipe, PROMPT, ["伞"], **asked | {"method": "word_ablation"})
+        region = np.ones(GRID)
+        rank_words(pipe, PROMPT, region=region, **asked | {"method": "shapley", "samples": 1})
+        with pytest.raises(wanviz.OptionError, match="name the prompt that is drawn"):
+            rank_words(pipe, PROMPT, region=region, **asked | {"method": "word_ablation"})
 
 
 def test_spaces_around_a_prompt_make_no_other_one(pipe, generate):

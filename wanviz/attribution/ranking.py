@@ -168,8 +168,12 @@ def _by_gradients(
 @torch.no_grad()
 def _by_ablation(case: Case, target: RegionTarget, level: int) -> np.ndarray[Any, Any]:
     prompt = case.denoiser.encoded.text
-    embeds = case.denoiser.embeds([cut_out(prompt, p) or " " for p in case.phrases])
-    left = [float(target.of(case.velocity(level, embeds=row[None]))[0]) for row in embeds]
+    others = [cut_out(prompt, p) or " " for p in case.phrases]
+    embeds = case.denoiser.embeds(others)
+    left = [
+        float(target.of(case.velocity(level, embeds=row[None], text=text))[0])
+        for row, text in zip(embeds, others, strict=True)
+    ]
     return 1 - np.array(left)
 
 
