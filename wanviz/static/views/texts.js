@@ -165,11 +165,11 @@ const LABELS = {
 const OF_METHOD = {
   en: {
     hint: "Hover, focus or tap a word: its map plays over the video. Click to keep it; click several to see them together.",
-    nothingText: "The plain video. Choose a word above, or drag over the video to ask which words are behind it.",
+    nothingText: "The plain video. Choose a word above, or drag over the video to ask which words go with it.",
     now: (share, peak, span) => `peak ${peak} in ${span}`,
     unit: (where, method) => `${method}, in its own unit; what is below 0 is drawn as 0`, noUnit: "choose a word to see its scale",
     meanOfAll: "one map for each word",
-    regionTitle: "Which words are behind this region?", regionLine: (share, lift) => `${lift} ×`,
+    regionTitle: "Which words go with this region?", regionLine: (share, lift) => `${lift} ×`,
     regionHint: "Beside each word: how many times its mean over the video its map is there. Arrow keys move the region, with Shift they change its size.",
     reading: (d) => [
       `These maps are what the method “${d.method}” found, not attention masses; docs/attribution.md says what it asks, and how often it is right.`,
@@ -178,11 +178,11 @@ const OF_METHOD = {
   },
   zh: {
     hint: "把指针移到词上，或用键盘、手指选中它：它的图会显示在视频上。点击可固定，可同时固定几个词。",
-    nothingText: "这是原视频。请在上面选一个词，或在视频上拖动，查看那里由哪些词造成。",
+    nothingText: "这是原视频。请在上面选一个词，或在视频上拖动，查看那里对应哪些词。",
     now: (share, peak, span) => `峰值 ${peak}，在${span}`,
     unit: (where, method) => `${method}，单位为该方法自己的单位；小于 0 的按 0 画`, noUnit: "选一个词以查看色标",
     meanOfAll: "每个词一张图",
-    regionTitle: "这个区域由哪些词造成？", regionLine: (share, lift) => `${lift} 倍`,
+    regionTitle: "哪些词与这个区域对应？", regionLine: (share, lift) => `${lift} 倍`,
     regionHint: "词旁：它的图在那里是全片平均值的几倍。方向键移动区域，按住 Shift 改变大小。",
     reading: (d) => [`这些图是归因方法“${d.method}”的结果，不是注意力质量；docs/attribution.md 说明它问的是什么、有多准。`, ...LABELS.zh.reading(d).slice(1)],
   },
