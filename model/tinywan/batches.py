@@ -156,6 +156,7 @@ class Stage:
             otherwise. Common random numbers, Glasserman & Yao 1992, doi 10.1287/mnsc.38.6.884.
         practise: one of `theatre.STAGING` that two of three scenes are about: drawn until they can show it,
             with takes that differ in it alone. None practises nothing in particular.
+        between: the lowest and the highest noise level.
     """
 
     def __init__(
@@ -170,12 +171,13 @@ class Stage:
         shift: float | None = None,
         takes: int = 1,
         practise: str | None = None,
+        between: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.seed, self.drop_prompt = seed, drop_prompt
         self.motion, self.regions, self.focus = motion, regions, focus
         self.shift = config.shift if shift is None else shift
-        self.takes, self.practise = takes, practise
+        self.takes, self.practise, self.between = takes, practise, between
         self.rank, self.world = rank_and_world()  # processes that render ahead could not tell
 
     def staged(self, step: int, phase: Phase) -> Staged:
@@ -199,9 +201,8 @@ class Stage:
             if self.regions:
                 # each deed apart: who acts should read both what is done and to which side
                 does = [("subject", (span,)) for span in told.deeds]
-                blown = [(scene.weather, told.wind)] * bool(told.wind)  # rain or snow shows it
-                told_of = [*told.spans.items(), *told.colors.items(), *does, *blown]
-                moves = [*told.deeds, *told.camera, *told.wind]
+                told_of = [*told.spans.items(), *told.colors.items(), *does]
+                moves = [*told.deeds, *told.camera, *told.spans.get("wind", ())]
                 if not captions[-1]:
                     told_of, moves = [], []
                 offsets = self.tokenizer.encode(captions[-1]).offsets[:-1]
@@ -222,7 +223,7 @@ class Stage:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         shape = (scenes, config.vae.latent_channels, *latent)
         noise = torch.randn(shape, generator=generator)[scene_of]
-        sigma = flow.sample_sigma(scenes, self.shift, generator)[scene_of]
+        sigma = flow.sample_sigma(scenes, self.shift, generator, self.between)[scene_of]
         ids, mask = self.tokenizer(captions)
         if config.dit.mask_padding:  # nobody attends to it, so nobody needs to compute it
             longest = int(mask.sum(1).max())

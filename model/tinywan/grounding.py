@@ -53,15 +53,18 @@ def part_regions(
         text_len: tokens of a prompt with padding.
 
     Returns:
-        `[part, p]` and `[part, f, l/f]`, see `Regions`; one row for each mention that is seen.
+        `[part, p]` and `[part, f, l/f]`, see `Regions`; one row for each mention that is seen. A token that
+        tells of two parts, as 风雨 of wind and rain, is looked for in both of them.
     """
     seen = [(part, spans) for part, spans in mentions if part in masks and masks[part].any()]
     tokens = torch.zeros(len(seen), text_len)
     for row, (_, spans) in enumerate(seen):
         tokens[row] = span_tokens(spans, offsets, text_len).amax(0)
     size = next(iter(masks.values())).shape  # a caption that names nothing has places, too
-    shapes = torch.from_numpy(np.array([masks[p] for p, _ in seen]).reshape(-1, *size))
-    return tokens, cover(shapes)
+    shapes = np.array([masks[part] for part, _ in seen]).reshape(-1, *size)
+    shares = (tokens @ tokens.T > 0).numpy()  # part part, each with itself
+    together = [shapes[others].any(0) for others in shares]
+    return tokens, cover(torch.from_numpy(np.array(together).reshape(-1, *size)))
 
 
 def span_tokens(

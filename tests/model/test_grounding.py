@@ -70,6 +70,21 @@ def test_parts_are_found_in_the_caption_and_in_the_latent_frames(language):
         torch.testing.assert_close(covered[row, latent], expected.flatten(), atol=EXACT, rtol=0)
 
 
+def test_a_token_that_tells_of_two_parts_is_looked_for_in_both():
+    """风雨, wind and rain, is one token of the shipped tokenizer."""
+    text = "风雨中，一只狗站着"
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    offsets = tokenizer.encode(text).offsets[:-1]
+    assert (0, 2) in offsets
+    masks = {part: np.zeros((1, 8, 32), bool) for part in ("wind", "rain", "dog")}
+    for column, mask in enumerate(masks.values()):
+        mask[..., 8 * column : 8 * column + 8] = True
+    told = [("wind", ((0, 1),)), ("rain", ((1, 2),)), ("dog", ((6, 7),))]
+    tokens, covered = part_regions(told, masks, offsets, 16)
+    assert torch.equal(tokens[0], tokens[1])
+    assert covered[:, 0].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]]
+
+
 def regions() -> Regions:
     """One clip of one frame of 4 places: token 1 names a part that covers places 0 and 1."""
     return Regions(torch.tensor([[[0.0, 1, 0]]]), torch.tensor([[[[1.0, 0.5, 0, 0]]]]))

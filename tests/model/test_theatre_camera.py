@@ -12,7 +12,7 @@ FLAGSHIP = Scene("woman", "qipao", "red", "umbrella", "yellow", "alley", "rain",
 CLEAR = replace(FLAGSHIP, place="park", weather="clear", direction="right")
 MOVING = [camera for camera in CAMERAS if camera != "still"]
 ACTORS = ("subject", "prop", "companion")
-PARTICLES = ("rain", "snow", "drips")
+PARTICLES = ("rain", "snow", "drips", "wind")
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,22 @@ def test_every_particle_arrives_where_its_flow_leads(camera: str, weather: str, 
         row, column = row[inside], column[inside]
         assert inside.mean() > 0.8
         assert (falling[t + 1] | before[t + 1])[row, column].all()
+
+
+@pytest.mark.parametrize("camera", ["still", "pan left", "pan right"])
+def test_what_the_wind_whirls_up_arrives_where_its_flow_leads(camera: str) -> None:
+    """Unless it leaves the picture, or somebody or something that falls is in front of it by then."""
+    clip = render(replace(FLAGSHIP, camera=camera, wind="windy", companion="cat",
+                          companion_color="black"))  # fmt: skip
+    spray = clip.masks["wind"]
+    before = np.any([clip.masks[name] for name in (*ACTORS, "rain", "drips")], axis=0)
+    for t in range(16):
+        row, column = np.nonzero(spray[t])
+        dx, dy = clip.flow[t, row, column].astype(int).T
+        row, column = row + dy, column + dx
+        inside = (column >= 0) & (column < 96)
+        assert inside.mean() > 0.8
+        assert (spray[t + 1] | before[t + 1])[row[inside], column[inside]].all()
 
 
 def test_zoomed_rain_falls_faster_on_top_of_the_way_of_the_scenery() -> None:

@@ -24,7 +24,7 @@ from tinywan.theatre import (
 FLAGSHIP = Scene("woman", "qipao", "red", "umbrella", "yellow", "alley", "rain", "walk", "left", 7)
 CLEAR = replace(FLAGSHIP, place="park", weather="clear", direction="right")
 ACTORS = ("subject", "prop", "companion")
-PARTICLES = ("rain", "snow", "drips")
+PARTICLES = ("rain", "snow", "drips", "wind")
 FURS = {"white": 238, "brown": 116, "black": 48}  # how bright each is, 0..255
 
 
@@ -126,7 +126,7 @@ def test_pixels_of_the_whole_world_are_the_same_on_every_machine() -> None:
     clip = render(scene)
     assert (
         hashlib.sha256(clip.frames.tobytes()).hexdigest()
-        == "edc0ac078b698286173f36f444e774e2da28d9f81503fbe49724d98e305ec4a5"
+        == "96a0908381dfa4cf490a4e94e8de3f767d1a05e7d1e2b196c72489e8d2676c37"
     )
 
 
@@ -293,6 +293,36 @@ def test_rain_in_the_wind_is_drawn_slanted() -> None:
         along = (rain[:, :-3] & np.roll(rain, -2 * side, axis=2)[:, 3:]).sum()
         against = (rain[:, :-3] & np.roll(rain, 2 * side, axis=2)[:, 3:]).sum()
         assert along > 3 * against
+
+
+@pytest.mark.parametrize("weather", ["rain", "snow"])
+def test_wind_sweeps_spray_over_the_ground_to_the_side_to_which_it_blows(weather: str) -> None:
+    for seed in range(8):
+        scene = replace(CLEAR, weather=weather, seed=seed)
+        calm, windy = render(scene), render(replace(scene, wind="windy"))
+        assert "wind" not in calm.masks
+        spray = windy.masks["wind"]
+        moved = np.unique(windy.flow[spray[:-1]], axis=0)
+        np.testing.assert_array_equal(moved, [[4 if seed % 2 else -4, 0]])
+        rows = np.nonzero(spray)[1]
+        assert 96 * 0.36 <= rows.min() and rows.max() < 96 * 0.94
+        assert 0.06 < spray.mean() < 0.3
+
+
+def test_what_the_wind_whirls_up_is_behind_those_who_act(
+    scenes: list[Scene], clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinywan.theatre.painter.blow", lambda *_: None)
+    windy = 0
+    for scene, clip in zip(scenes, clips, strict=True):
+        if scene.wind == "none":
+            continue
+        windy += 1
+        without = render(scene)
+        assert "wind" in clip.masks and "wind" not in without.masks
+        for name in {*ACTORS, "rain", "snow", "drips"} & clip.masks.keys():
+            np.testing.assert_array_equal(clip.masks[name], without.masks[name])
+    assert windy > 15
 
 
 # Bad input

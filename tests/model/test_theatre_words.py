@@ -243,8 +243,7 @@ def test_the_words_of_the_wind_are_known(language):
     for _ in range(120):
         scene = sample_scene(rng, world="whole")
         told = caption(scene, language, rng)
-        words = [told.text[start:stop] for start, stop in told.wind]
-        assert "wind" not in told.spans
+        words = [told.text[start:stop] for start, stop in told.spans.get("wind", ())]
         if "wind" in parse(told.text):
             assert words in (["wind"], ["windy"], ["风"])
             windy += 1

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import tinywan
 from tinywan import theatre
+from tinywan.checkpoint import SHIPPED
+from tinywan.text import UnigramTokenizer
 
 import wanviz
 from wanviz.adapters import adapter_for
 from wanviz.evaluation.baselines import baselines, with_random_denoisers
 from wanviz.evaluation.scores import interval, overlap, pointing, precision, straying, truth_of
-from wanviz.evaluation.truth import rendered
+from wanviz.evaluation.truth import Sample, rendered
+from wanviz.words import encoded_prompt
 
 EXACT = 1e-12
 TIES = 0.03  # equal values count as one, which costs a map a little
@@ -206,6 +209,28 @@ def test_the_interval_covers_the_mean_of_a_known_distribution(rng):
         found = interval(values.tolist(), range(40), seed=trial)
         hits += found.low <= 0.3 <= found.high
     assert 51 <= hits  # 57 of 60 on average
+
+
+def test_words_of_two_parts_that_are_one_token_are_left_out():
+    """风雨 is wind and rain, and one token of the shipped tokenizer; 风雪 is two."""
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    found = {}
+    for weather, start in (("rain", "风雨中，"), ("snow", "风雪中，")):
+        scene = theatre.Scene(
+            "dog", "vest", "red", "none", "none", "park", weather, "stand", "left", 1, wind="windy"
+        )
+        captions = (theatre.caption(scene, "zh", np.random.default_rng(k)) for k in range(200))
+        caption = next(each for each in captions if each.text.startswith(start))
+        clip = theatre.render(scene, 1)
+        sample = Sample(1, "zh", caption.text, clip.frames, scene, caption, clip.masks)
+        offsets = tuple(tokenizer.encode(caption.text).offsets[:-1])
+        found[weather] = {
+            word.part: word.kind
+            for word in sample.words(encoded_prompt(caption.text, offsets, None), 12, 12)
+        }
+    assert found["rain"].keys() >= {"subject", "garment"}
+    assert not found["rain"].keys() & {"wind", "rain"}
+    assert (found["snow"]["wind"], found["snow"]["snow"]) == ("wind", "weather")
 
 
 @pytest.fixture(scope="module")

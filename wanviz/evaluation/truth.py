@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ from wanviz.attribution.result import Phrase
 from wanviz.evaluation.scores import Truth, truth_of
 from wanviz.words import EncodedPrompt, token_weights
 
-WEATHER = ("rain", "snow", "drips")
-CLASSES = ("subject", "garment", "prop", "companion", "color", "scenery", "weather")
+WEATHER = ("rain", "snow", "drips")  # drops and flakes, far smaller than a token
+CLASSES = ("subject", "garment", "prop", "companion", "color", "scenery", "wind", "weather")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Sample:
     def words(self, encoded: EncodedPrompt, rows: int, columns: int) -> tuple[Told, ...]:
         """Every word that has a place in this clip, with the words for colours.
 
+        Words of two parts that share a token, as 风 and 雨 in 风雨, are left out: one map cannot be right for both.
+
         Args:
             encoded: the caption, as the model's tokenizer splits it.
             rows: of the token grid.
@@ -50,15 +53,22 @@ class Sample:
         """
         told = [(_kind(part), part, spans) for part, spans in self.caption.spans.items()]
         told += [("color", part, spans) for part, spans in self.caption.colors.items()]
+        weights = [token_weights(encoded, spans) for _, _, spans in told]
+        parts_of: dict[int, set[str]] = defaultdict(set)  # token -> parts that it tells of
+        for (_, part, _), found in zip(told, weights, strict=True):
+            for token, _ in found:
+                parts_of[token].add(part)
         return tuple(
             Told(
                 kind,
                 part,
-                Phrase(self.text[slice(*spans[0])], token_weights(encoded, spans), spans),
+                Phrase(self.text[slice(*spans[0])], found, spans),
                 truth_of(self.masks[part], rows, columns),
             )
-            for kind, part, spans in told
-            if part in self.masks and self.masks[part].any()
+            for (kind, part, spans), found in zip(told, weights, strict=True)
+            if part in self.masks
+            and self.masks[part].any()
+            and all(parts_of[token] == {part} for token, _ in found)
         )
 
 

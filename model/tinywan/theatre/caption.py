@@ -31,7 +31,6 @@ class Caption:
         colors: part -> spans of the words that tell its colour, of garment, prop and companion.
         deeds: spans of the words that tell what the subject does, and to which side.
         camera: spans of the words that tell what the camera does.
-        wind: spans of the words that tell of wind, which shows in how rain or snow falls.
     """
 
     text: str
@@ -40,7 +39,6 @@ class Caption:
     colors: dict[str, tuple[Span, ...]] = field(default_factory=dict)
     deeds: tuple[Span, ...] = ()
     camera: tuple[Span, ...] = ()
-    wind: tuple[Span, ...] = ()
 
 
 class _Teller:
@@ -98,10 +96,10 @@ def caption(
     if detail == "random" and tell.says(0.15, short=False, long=False):
         text = text + "。" if language == "zh" else text[0].upper() + text[1:] + "."
     deeds = tuple(span for kind in ("deed", "side") for span in marks.pop(kind, ()))
-    camera, wind = marks.pop("camera", ()), marks.pop("wind", ())
+    camera = marks.pop("camera", ())
     spans = {part: found for part, found in marks.items() if not part.endswith(_COLOR)}
     colors = {part.removesuffix(_COLOR): marks[part] for part in marks.keys() - spans.keys()}
-    return Caption(text, language, spans, colors, deeds, camera, wind)
+    return Caption(text, language, spans, colors, deeds, camera)
 
 
 def _tell_zh(scene: Scene, tell: _Teller) -> str:

@@ -14,7 +14,7 @@ from tinywan.theatre.palette import ACTORS, LABELS
 from tinywan.theatre.scene import Scene
 from tinywan.theatre.stage import Backdrop, draw_backdrop
 from tinywan.theatre.strip import Strip, draw_companion_strip, draw_strip
-from tinywan.theatre.weather import COLORS, OPACITY, Particles, drip, fall
+from tinywan.theatre.weather import COLORS, OPACITY, Particles, blow, drip, fall
 
 FPS = 8
 _SMALLEST = 32
@@ -28,8 +28,8 @@ class Clip:
     Args:
         frames: uint8 [F, H, W, 3].
         masks: part -> bool [F, H, W], its visible pixels. "subject" is the whole person or dog
-            (garment included, prop not), "companion" whoever is beside; "place" is all scenery that
-            nothing covers.
+            (garment included, prop not), "companion" whoever is beside, "wind" what it whirls up behind
+            them; "place" is all scenery that nothing covers.
         flow: float32 [F - 1, H, W, 2], (dx, dy) in pixels from frame t to t + 1 of what is visible
             at frame t; scenery rests unless the camera moves.
     """
@@ -68,7 +68,9 @@ def render(scene: Scene, num_frames: int = 17, height: int = 96, width: int = 96
     """
     _check(num_frames, height, width)
     size, grain = min(height, width), 2 if min(height, width) >= 64 else 4
-    layout, path, sky, drops = (np.random.default_rng([scene.seed, stream]) for stream in range(4))
+    layout, path, sky, drops, gusts = (
+        np.random.default_rng([scene.seed, stream]) for stream in (0, 1, 2, 3, 7)
+    )
     moves = plan_moves(scene, num_frames, height, width, path)
     backdrop = draw_backdrop(scene, height, width, moves.margin, grain, layout)
     canvas = _open_on(backdrop, moves, width)
@@ -76,6 +78,8 @@ def render(scene: Scene, num_frames: int = 17, height: int = 96, width: int = 96
     far = fall(scene, height, width, moves.pan, 0.75, sky)
     near = fall(scene, height, width, moves.pan, 0.25, sky)
     drips = drip(backdrop.drips, height, width, moves.pan, moves.margin, drops)
+    gust = blow(scene, height, width, moves.pan, gusts)
+    _sprinkle(canvas, gust)
     _sprinkle(canvas, far)
     _sprinkle(canvas, drips)
     if scene.companion != "none":
@@ -89,7 +93,7 @@ def render(scene: Scene, num_frames: int = 17, height: int = 96, width: int = 96
 
     if moves.zoom is not None:
         enlarge(canvas.frames, canvas.labels, canvas.flow, moves.zoom)
-    particles = [fallen.name for fallen in (drips, far) if fallen is not None]
+    particles = [found.name for found in (gust, drips, far) if found is not None]
     masks = _masks(canvas.labels, scene, particles, backdrop.parts)
     flow = canvas.flow.view(np.float32).reshape(*canvas.flow.shape, 2)
     return Clip(develop(canvas.frames, scene.look, scene.seed), masks, flow)

@@ -28,6 +28,7 @@ LABELS = {
     "drips": 204,
     "rain": 205,
     "snow": 206,
+    "wind": 207,
 }
 
 
