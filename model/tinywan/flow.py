@@ -57,16 +57,24 @@ def predicted_clean(noisy: Tensor, predicted_velocity: Tensor, sigma: Tensor | f
     return noisy - sigma * predicted_velocity
 
 
-def sample_sigma(batch: int, shift: float, generator: torch.Generator) -> Tensor:
+def sample_sigma(
+    batch: int,
+    shift: float,
+    generator: torch.Generator,
+    between: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
     """Noise levels for training: uniform, then shifted, and spread evenly over the batch.
 
     Args:
         batch: how many.
         shift: see `shift_sigma`.
         generator: source of randomness.
+        between: the lowest and the highest noise level; of all levels those between them are drawn.
 
     Returns:
         `[batch]` float32 in (0, 1).
     """
     strata = torch.arange(batch) + torch.rand(batch, generator=generator)
-    return shift_sigma((strata / batch).clamp(1e-4, 1 - 1e-4), shift)
+    first, last = (level / (shift - (shift - 1) * level) for level in between)  # before the shift
+    uniform = first + (last - first) * (strata / batch)
+    return shift_sigma(uniform.clamp(1e-4, 1 - 1e-4), shift)

@@ -23,7 +23,7 @@ from tinywan.batches import Phase
 from tinywan.errors import ConfigError, TinywanError
 from tinywan.pipeline import TextToVideoPipeline, find_device
 from tinywan.presets import PRESETS, ModelConfig, preset
-from tinywan.train_denoiser import DenoiserRecipe, train_denoiser
+from tinywan.train_denoiser import UNDIVIDED, DenoiserRecipe, train_denoiser
 from tinywan.train_vae import VAERecipe, train_vae
 from tinywan.trainer import TrainerConfig, keep_freed_memory, rank_and_world
 from tinywan.vae import CausalVAE
@@ -99,6 +99,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--noise-experts",
         action="store_true",
         help="fork the denoiser of --start-from in two and train each on its side of the boundary",
+    )
+    parser.add_argument(
+        "--train-only",
+        choices=("high", "low"),
+        help="the noise expert that learns; the other one and the text encoder stay as they are",
     )
     parser.add_argument(
         "--world",
@@ -234,6 +239,9 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
             "--noise-experts forks a trained denoiser: name one with --start-from, e.g. "
             "--start-from model/tinywan/weights/tiny"
         )
+    divided = start is not None and start.transformer_2 is not start.transformer
+    if options.train_only and not (divided or options.noise_experts):
+        raise ConfigError(UNDIVIDED)
     if start is None and options.world is not None:
         config = replace(config, world=options.world)
     elif options.world not in (None, config.world):
@@ -392,6 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             phases,
             workers=options.workers,
             two_experts=options.noise_experts or separate,
+            only=options.train_only,
             bfloat16=options.bfloat16,
             compiled=options.compile,
             shift=options.training_shift,

@@ -8,6 +8,7 @@ that no clip is seen twice and nothing is stored.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from tinywan.attention import Attention
 from tinywan.batches import UNTOLD, Batch, Clips, Phase
 from tinywan.checkpoint import fitted, write_atomically
 from tinywan.dit import Block, DiT
+from tinywan.errors import ConfigError
 from tinywan.grounding import outside_share, unheard_share, unread_share
 from tinywan.moe import MixtureOfExperts
 from tinywan.motion import warping_error
@@ -32,6 +34,12 @@ from tinywan.theatre.scene import World
 from tinywan.trainer import Trainer, TrainerConfig, check_shareable, rank_and_world
 from tinywan.vae import CausalVAE
 
+Expert = Literal["high", "low"]
+UNDIVIDED = (
+    "one denoiser works on all noise levels, so that neither side can be trained alone: ask for two "
+    "(--noise-experts) or go on from a checkpoint that has them"
+)
+
 
 @dataclass(frozen=True)
 class DenoiserRecipe:
@@ -41,6 +49,7 @@ class DenoiserRecipe:
     phases: tuple[Phase, ...]
     drop_prompt: float = 0.1  # share of captions replaced by "", for guidance
     two_experts: bool = False  # one denoiser for high noise levels, one for low ones
+    only: Expert | None = None  # of the two, the one that learns; all else stays as it is
     bfloat16: bool = False  # matrix products in half precision, where the processor has it
     compiled: bool = False  # the blocks through torch.compile: minutes at first, then faster steps
     shift: float | None = None  # of the noise levels; None takes the one that is sampled with
@@ -116,6 +125,28 @@ class Denoiser(nn.Module):
         self.transformer_2 = DiT(config.dit) if two_experts else None
         width = config.dit.dim
         self.recall = nn.ModuleDict({n: nn.Linear(width, len(v)) for n, v in FACTORS.items()})
+
+    def teach_only(self, expert: Expert) -> tuple[float, float]:
+        """Let one noise expert learn, and leave the other and the text encoder as they are.
+
+        So each of Wan2.2's was trained by itself; and what is asked of the low-noise one alone cannot cost any
+        obedience that is settled in high noise.
+
+        Args:
+            expert: "high" or "low".
+
+        Returns:
+            The lowest and the highest noise level that it works on.
+
+        Raises:
+            ConfigError: where there are no two.
+        """
+        if self.transformer_2 is None:
+            raise ConfigError(UNDIVIDED)
+        resting = self.transformer_2 if expert == "high" else self.transformer
+        resting.requires_grad_(False)
+        self.text_encoder.requires_grad_(False)
+        return (self.boundary_ratio, 1.0) if expert == "high" else (0.0, self.boundary_ratio)
 
     def load_pipeline(self, pipe: TextToVideoPipeline) -> None:
         """Take over weights; two experts that were one so far both start from it.
@@ -278,7 +309,7 @@ def denoiser_loss(
         known = (1 - batch.sigma).view(-1, 1, 1, 1, 1)
         weight = 1 + recipe.focus * known * batch.focus
         loss = (weight * square).mean() / weight.mean()
-    if recipe.identity:
+    if recipe.identity and embeds.requires_grad:  # not where the text encoder stays as it is
         table = model.text_encoder.embed.weight
         parts["identity"] = mistaken(embeds, batch.ids, batch.mask, table)
         loss = loss + recipe.identity * parts["identity"]
@@ -421,6 +452,7 @@ def train_denoiser(
     model = Denoiser(config, recipe.two_experts)
     if start is not None:
         model.load_pipeline(start)
+    between = (0.0, 1.0) if recipe.only is None else model.teach_only(recipe.only)
     model.to(device).train()
     if recipe.compiled:
         compile_blocks(model)
@@ -430,7 +462,7 @@ def train_denoiser(
     clips = Clips(
         config, tokenizer, vae, recipe.bfloat16, seed=recipe.seed, drop_prompt=recipe.drop_prompt,
         motion=recipe.flow > 0, regions=recipe.grounding > 0, focus=recipe.focus > 0,
-        shift=recipe.shift, takes=recipe.takes, practise=recipe.practise,
+        shift=recipe.shift, takes=recipe.takes, practise=recipe.practise, between=between,
     )  # fmt: skip
     batches = clips.batches(trainer.step, recipe.trainer.steps, recipe.phase, recipe.workers)
 

@@ -1,7 +1,8 @@
 """What single choices are worth: `python tests/benchmarks/ablations.py --out runs/ablations`.
 
 Every arm goes on from the same checkpoint with the same clips, noise and number of steps, and differs in one choice:
-the optical-flow loss, a router that also sees what was read, or no windows. Then all are measured alike: obedience,
+the optical-flow loss, a router that also sees what was read, or no windows. Two arms let the low-noise expert alone
+learn, on its own noise levels, one of them with the flow loss: these two are to be compared with each other. Then all are measured alike: obedience,
 flicker and unsteadiness on the same held-out prompts, the velocity's error on the same held-out clips, and the time
 of a forward pass. The trunk was trained without the choices that the arms add, so a small difference says little, and
 an arm without windows has more to unlearn than to gain. The same command resumes; finished arms are not run again.
@@ -16,16 +17,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tinywan.checkpoint import SHIPPED
 from tinywan.evaluate import evaluate, sample_prompts
-from tinywan.noise_levels import held_out_clips, velocity_errors
+from tinywan.noise_levels import LEVELS, held_out_clips, velocity_errors
 from tinywan.pipeline import TextToVideoPipeline
 
 ARMS = {
     "as it is": [],
     "flow loss": ["--flow-loss", "0.5"],
     "strong flow loss": ["--flow-loss", "4"],
+    "low-noise expert alone": ["--train-only", "low"],
+    "flow loss on it": ["--train-only", "low", "--flow-loss", "4"],
     "text router": ["--router", "text"],
     "no windows": ["--no-windows"],
 }
@@ -63,14 +67,20 @@ def measure(folder: Path, prompts: int, clips: int) -> dict[str, Any]:
     pipe = TextToVideoPipeline.from_pretrained(folder / "checkpoint")
     asked = sample_prompts(prompts, 0, "held_out", pipe.config.world)
     everything = evaluate(pipe, asked, 0, 0)[0]["generated"]["all"]
-    errors = velocity_errors({"arm": pipe.transformer}, held_out_clips(pipe, clips))["arm"]
+    experts = {"high": pipe.transformer, "low": pipe.transformer_2}
+    errors = velocity_errors(experts, held_out_clips(pipe, clips))
+    own = [
+        errors["high" if level >= pipe.config.boundary_ratio else "low"][row].mean()
+        for row, level in enumerate(LEVELS)
+    ]
     return {
         "obedience": everything["mean"],
+        "factors": {name: found["right"] for name, found in everything["factors"].items()},
         "action": everything["factors"]["action"]["right"],
         "direction": everything["factors"]["direction"]["right"],
         "flicker": everything["flicker"],
         "unsteadiness": everything["unsteadiness"],
-        "velocity_error": float(errors.mean()),
+        "velocity_error": float(np.mean(own)),
         "forward_seconds": forward_seconds(pipe),
     }
 

@@ -65,6 +65,23 @@ def test_noise_levels_are_shifted_uniform_ones(generator):
     assert 0 < sigma.min() < sigma.max() < 1
 
 
+def test_noise_levels_between_two_are_those_of_all_that_lie_there():
+    low, high = (
+        torch.cat(
+            [
+                flow.sample_sigma(50, 3.0, torch.Generator().manual_seed(s), between)
+                for s in range(100)
+            ]
+        )
+        for between in ((0.0, 0.75), (0.75, 1.0))
+    )
+    assert low.max() < 0.75 <= high.min()
+    both = torch.cat([low, high])  # 0.75 is 0.5 before the shift: as many lie below as above
+    even = both / (3 - 2 * both)
+    assert even.mean().item() == pytest.approx(0.5, abs=0.005)
+    assert even.std().item() == pytest.approx(12**-0.5, abs=0.005)
+
+
 def test_noise_levels_come_from_the_generator_alone():
     draws = [flow.sample_sigma(8, 3.0, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])

@@ -24,6 +24,7 @@ from tinywan.train_denoiser import (
     denoiser_loss,
     is_hidden_matrix,
     mistaken,
+    train_denoiser,
 )
 from tinywan.trainer import TrainerConfig
 from tinywan.vae import CausalVAE
@@ -100,6 +101,41 @@ def test_each_noise_expert_learns_on_its_side_alone(config, sigma, learns):
     for name in ("transformer", "transformer_2"):
         touched = any(p.grad is not None for p in getattr(model, name).parameters())
         assert touched is (name == learns)
+
+
+@pytest.mark.parametrize(("only", "other"), [("high", "transformer_2"), ("low", "transformer")])
+def test_one_noise_expert_can_learn_alone_on_its_own_noise_levels(
+    tmp_path, monkeypatch, only, other
+):
+    start = TextToVideoPipeline.from_preset("debug", seed=3)
+    levels = []
+    sample = flow.sample_sigma
+    monkeypatch.setattr(
+        flow, "sample_sigma", lambda *how: levels.append(sample(*how)) or levels[-1]
+    )
+    recipe = DenoiserRecipe(
+        TrainerConfig(steps=3, warmup=1),
+        (Phase(3, 1, 2, 2),),
+        two_experts=True,
+        only=only,
+        shift=1.0,
+    )
+    found = train_denoiser(tmp_path, recipe, start.config, start.vae, start=start)
+    for name in ("transformer", "transformer_2"):
+        before, after = (getattr(pipe, name).state_dict() for pipe in (start, found))
+        same = all(torch.equal(after[key], value) for key, value in before.items())
+        assert same == (name == other)
+    told = found.text_encoder.state_dict()
+    assert all(
+        torch.equal(told[key], value) for key, value in start.text_encoder.state_dict().items()
+    )
+    high = torch.cat(levels) >= start.config.boundary_ratio
+    assert (high if only == "high" else ~high).all()
+
+
+def test_one_denoiser_for_all_noise_levels_has_no_side_to_be_trained_alone(config):
+    with pytest.raises(ConfigError, match="neither side can be trained alone"):
+        Denoiser(config).teach_only("low")
 
 
 def test_what_differs_between_takes_is_the_distance_from_their_mean():

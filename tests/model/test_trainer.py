@@ -390,6 +390,11 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     high, low = forked.transformer.proj_out.weight, forked.transformer_2.proj_out.weight
     assert not torch.equal(high, low)
     assert (high - low).abs().max() < 0.02
+    train("alone", "--start-from forked/checkpoint --train-only low")
+    alone = TextToVideoPipeline.from_pretrained(tmp_path / "alone/checkpoint")
+    for part in ("transformer", "text_encoder", "vae"):
+        assert_same(getattr(alone, part).state_dict(), getattr(forked, part).state_dict())
+    assert not torch.equal(alone.transformer_2.proj_out.weight, low)
     on = "--start-from forked/checkpoint --keyframes --flow-loss 0.5 --bfloat16"
     train("on", on)  # two experts stay two, and learn to read keyframes; the VAE goes on, too
     on = TextToVideoPipeline.from_pretrained(tmp_path / "on/checkpoint")
@@ -488,6 +493,7 @@ def test_a_vae_that_was_stopped_goes_on_with_the_crops_that_come_next(tmp_path, 
         ("--preset debug --vae-batch 0", "vae_batch=0"),
         ("--preset debug --vae-steps -1", "vae_steps=-1"),
         ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),
+        ("--preset debug --train-only low", "neither side can be trained alone"),
         (f"--preset small --start-from {SHIPPED}", "leave --preset out"),
         (f"--world first --start-from {SHIPPED}", "goes on in the whole world"),
         ("--start-from nowhere", "there is no checkpoint in nowhere"),
