@@ -174,7 +174,12 @@ class _Rendered(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def train_probe(
-    steps: int, batch: int = 32, seed: int = 0, progress_bar: bool = True, apart: bool = False
+    steps: int,
+    batch: int = 32,
+    seed: int = 0,
+    progress_bar: bool = True,
+    apart: bool = False,
+    start: Probe | None = None,
 ) -> Probe:
     """Train on fresh clips of the training split.
 
@@ -184,12 +189,15 @@ def train_probe(
         seed: of everything.
         progress_bar: show one.
         apart: render in a process of its own, meanwhile; the clips are the same.
+        start: a probe of the same factors whose weights to begin with, where the theatre has changed a little.
 
     Returns:
         The probe, in evaluation mode.
     """
     torch.manual_seed(seed)
     probe = Probe()
+    if start is not None:
+        probe.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     clips = DataLoader(
@@ -310,12 +318,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tinywan.probes", description=main.__doc__)
     parser.add_argument("--steps", type=int, default=1600, help="batches of 32 clips")
     parser.add_argument("--clips", type=int, default=400, help="rendered clips to be judged on")
+    parser.add_argument("--start-from", type=Path, help="probes whose weights to begin with")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the clips, and of weights that begin anew"
+    )
     parser.add_argument("--out", type=Path, default=SHIPPED_PROBES, help="file to write")
     options = parser.parse_args(arguments)
-    if options.steps < 1 or options.clips < 1:
-        print("error: use 1 step and 1 clip, or more", file=sys.stderr)
+    if options.steps < 1 or options.clips < 1 or options.seed < 0:
+        print("error: use 1 step and 1 clip, or more, and a seed of 0 or more", file=sys.stderr)
         return 2
-    probe = train_probe(options.steps, apart=True)
+    try:
+        start = None if options.start_from is None else load_probe(options.start_from)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    probe = train_probe(options.steps, seed=options.seed, apart=True, start=start)
     found = accuracy(probe, options.clips)
     print(f"{'':14}{'rendered':>10}{'degraded':>10}")
     for name in probe.factors:
