@@ -172,8 +172,9 @@ def test_ctrl_c_says_so_and_leaves_the_folder_as_it_was(calls, tmp_path, capsys,
 
 
 SLEEPER = """
-import sys, time
+import signal, sys, time
 from types import SimpleNamespace
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs behind a shell inherit that it is ignored
 import tinywan, wanviz, wanviz.adapters
 from contextlib import nullcontext
 def pipe(prompt, **options):
