@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from tinywan.errors import ConfigError
 from tinywan.theatre import Scene, caption, contact_sheet, parse, render, sample_scene
 from tinywan.theatre.census import FACTORS, count_pairs, count_values, report
+from tinywan.theatre.sheet import FONT_PATH, picture_sheet
 from tinywan.theatre.wordings import ZH_COLOR, ZH_COMPANION_COLOR
 
 FLAGSHIP = Scene("woman", "qipao", "red", "umbrella", "yellow", "alley", "rain", "walk", "left", 7)
@@ -201,6 +203,25 @@ def test_sheet_shows_the_frames_asked_for_side_by_side() -> None:
     np.testing.assert_array_equal(shown, render(WHOLE, 9).frames[4])
     with pytest.raises(ConfigError, match=r"frames=\(\) cannot be shown"):
         contact_sheet([WHOLE], frames=())
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_font_of_a_sheet_has_every_character_of_the_captions(language):
+    known = TTFont(FONT_PATH).getBestCmap()
+    rng = np.random.default_rng(24)
+    for _ in range(400):
+        text = caption(sample_scene(rng, world="whole"), language, rng).text
+        assert not [letter for letter in text if ord(letter) not in known]
+
+
+def test_a_chinese_caption_is_drawn_below_its_picture() -> None:
+    blank, told = (
+        np.asarray(picture_sheet([np.zeros((96, 96, 3), np.uint8)], [text], scale=1))
+        for text in ("", "撑伞漫步")
+    )
+    ink = (told[104 : 104 + 17] != blank[0, 0]).any(-1)
+    assert (blank[104 : 104 + 17] == blank[0, 0]).all()
+    assert all(ink[:, 8 + 13 * n : 8 + 13 * (n + 1)].sum() > 25 for n in range(4))  # each a square
 
 
 def test_command_counts_both_worlds(tmp_path: Path) -> None:

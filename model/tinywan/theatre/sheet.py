@@ -1,7 +1,7 @@
 """A contact sheet: some frames of each of many scenes, enlarged, with the caption below."""
 
 from collections.abc import Sequence
-from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,27 +12,8 @@ from tinywan.theatre.caption import Language, caption
 from tinywan.theatre.painter import render
 from tinywan.theatre.scene import Scene
 
-_CJK_FONTS = (
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansSC-Regular.otf",
-    "wqy-microhei.ttc",
-    "PingFang.ttc",
-    "msyh.ttc",
-)
+FONT_PATH = Path(__file__).parent / "font" / "TheatreSans.otf"
 _PAPER, _INK = (250, 248, 243), (40, 38, 44)
-
-
-@cache
-def _font(language: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
-    """A font that has the language's letters, or None where this machine has none."""
-    if language == "en":
-        return ImageFont.load_default(size)
-    for name in _CJK_FONTS:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return None
 
 
 def picture_sheet(
@@ -45,7 +26,7 @@ def picture_sheet(
 
     Args:
         pictures: uint8 [H, W, 3] each, all of one size.
-        captions: one each; Chinese ones are left blank where no Chinese font is installed.
+        captions: one each, in the words of the theatre; other Chinese characters are shown as boxes.
         columns: pictures in a row.
         scale: each pixel is drawn this large.
 
@@ -65,16 +46,14 @@ def picture_sheet(
     rows = -(-len(pictures) // columns)
     wide = min(columns, len(pictures)) * (width + gap) + gap
     sheet = Image.new("RGB", (wide, rows * (height + foot + gap) + gap), _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(FONT_PATH, size)
     for number, (picture, lines) in enumerate(zip(pictures, wrapped, strict=True)):
         x = gap + number % columns * (width + gap)
         y = gap + number // columns * (height + foot + gap)
         enlarged = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(enlarged, (x, y))
         for place, text in enumerate(lines):
-            font = _font("en" if text.isascii() else "zh", size)
-            if font is not None:
-                draw.text((x, y + height + 3 + place * line), text, fill=_INK, font=font)
+            draw.text((x, y + height + 1 + place * line), text, fill=_INK, font=font)
     return sheet
 
 
