@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -147,6 +148,24 @@ def place_keyframes(
         condition[clip, slot, latent] = 1
         condition[:, stride_f:][clip, :, latent] = encoded.to(condition.dtype)
     return condition
+
+
+def guidance_by_frame(scale: float, condition: Tensor) -> Tensor:
+    """Guidance for clips with keyframes: none in latent frames of which a pixel frame is given.
+
+    Guidance goes beyond what the model expects, to where the prompt counts for more. What was given is known, and
+    the words cannot add to it: going beyond drives the clip away from the picture. Stable Video Diffusion has
+    guidance rise from 1 at the given frame for the same reason (arXiv 2311.15127, appendix D).
+
+    Args:
+        scale: of the frames that are free, 1 or more.
+        condition: `[b, 4 + c, f, h, w]` from `encode_keyframes`.
+
+    Returns:
+        `[b, 1, f, 1, 1]`, 1 or `scale`.
+    """
+    given = condition[:, : CausalVAE.stride[0]].amax((1, 3, 4))  # b f
+    return rearrange(1 + (scale - 1) * (1 - given), "b f -> b 1 f 1 1")
 
 
 def random_frames(num_frames: int, rng: np.random.Generator) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tinywan import checkpoint
 from tinywan.dit import Context, DiT
 from tinywan.errors import ConfigError, DeviceError, PromptError
-from tinywan.keyframes import Keyframes, encode_keyframes
+from tinywan.keyframes import Keyframes, encode_keyframes, guidance_by_frame
 from tinywan.presets import ModelConfig, preset
 from tinywan.sampling import make_sampler
 from tinywan.text import TextEncoder, UnigramTokenizer
@@ -261,7 +261,8 @@ class TextToVideoPipeline:
             width: pixels, a multiple of 8.
             num_frames: 1 + 4k.
             num_inference_steps: calls of the denoiser.
-            guidance_scale: of the high-noise expert; 1 is off (arXiv 2207.12598).
+            guidance_scale: of the high-noise expert; 1 is off (arXiv 2207.12598), as it always is in latent
+                frames that a keyframe is given for, see `guidance_by_frame`.
             guidance_scale_2: of the low-noise expert; as the other by default.
             keyframes: pictures `[H, W, 3]` by pixel frame that the clip has to pass through; -1 is
                 the last frame, {0: picture} is image-to-video.
@@ -472,7 +473,9 @@ class TextToVideoPipeline:
             ).float()
             if guided:
                 cond, uncond = predicted.chunk(2)
-                predicted = uncond + scales[expert] * (cond - uncond)
+                scale = scales[expert]
+                strength = scale if condition is None else guidance_by_frame(scale, condition)
+                predicted = uncond + strength * (cond - uncond)
             predicted = self.taps["noise_pred"](predicted)
             latents = self.scheduler.step(predicted, step, latents)
             if callback is not None:

@@ -138,6 +138,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--flow-loss", type=float, default=0.0, help="weight of the optical-flow loss, e.g. 0.5"
     )
     parser.add_argument(
+        "--flow-sigma",
+        type=float,
+        default=0.5,
+        help="noise level up to which the flow loss is asked for, where a guess already shows what moves",
+    )
+    parser.add_argument(
         "--bfloat16",
         action="store_true",
         help="matrix products in bfloat16: on GPUs, and on CPUs with AMX, some 1.5 times as fast",
@@ -411,6 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recall=options.recall,
             focus=options.focus,
             flow=options.flow_loss,
+            flow_sigma=options.flow_sigma,
             grounding=options.grounding,
             seed=options.seed,
         )

@@ -72,6 +72,25 @@ def test_a_keyframe_changes_the_video_and_nothing_given_is_a_mask_of_zeros(pipe,
     assert pipe("a dog", seed=1, keyframes={}, **QUICK).frames.tobytes() == plain.tobytes()
 
 
+def test_guidance_leaves_given_latent_frames_alone(pipe, picture):
+    """Pixel frame 6 lies in latent frame 2; of the other two, both are guided."""
+    answers, steps = [], []
+    hooks = [
+        pipe.transformer.register_forward_hook(lambda m, a, output: answers.append(output)),
+        pipe.taps["noise_pred"].register_forward_hook(lambda m, a, output: steps.append(output)),
+    ]
+    options = {"keyframes": {6: picture}, "num_frames": 9, "guidance_scale": 3.0}
+    pipe(["a dog", "a cat"], height=SIZE, width=SIZE, seed=1, **options, **QUICK)
+    for hook in hooks:
+        hook.remove()
+    for answer, step in zip(answers, steps, strict=True):
+        cond, uncond = answer.chunk(2)
+        guided = uncond + 3 * (cond - uncond)
+        assert (guided - cond).abs().amax((0, 1, 3, 4)).min() > 1e-4
+        wanted = torch.cat([guided[:, :, :2], cond[:, :, 2:]], dim=2)
+        torch.testing.assert_close(step, wanted, atol=1e-5, rtol=0)
+
+
 def test_several_prompts_share_the_keyframes(pipe, picture):
     options = {"keyframes": {0: picture}, "guidance_scale": 1.0, "output_type": "latent"}
     both = pipe(["a dog", "a dog"], seed=1, **options, **QUICK).frames
