@@ -28,6 +28,7 @@ from tinywan.vae import CausalVAE
 
 ACTING = ("subject", "prop", "companion")  # small parts of the picture that captions are about
 UNTOLD = -100  # what a loss passes over
+BLUR = 3  # pixels around drops and flakes that the flow loss leaves out, too: a guess smears them
 _TOGETHER = 8  # clips that the VAE encodes at a time; bounds the memory
 
 
@@ -104,6 +105,7 @@ class Staged:
         frames: uint8 `[b, F, H, W, 3]`.
         given: for each clip the pixel frames that are keyframes; None without any.
         flow: `[b, F-1, H, W, 2]`, how pixels move; None where it is not asked for.
+        particles: bool `[b, F, H, W]`, drops, flakes and spray; None as for flow.
         ids, mask, noise, sigma, scene, told, regions, deeds, focus: as in `Batch`.
     """
 
@@ -116,6 +118,7 @@ class Staged:
     told: Tensor
     given: tuple[tuple[int, ...], ...] | None = None
     flow: Tensor | None = None
+    particles: Tensor | None = None
     regions: Regions | None = None
     deeds: Tensor | None = None
     focus: Tensor | None = None
@@ -183,7 +186,8 @@ class Stage:
     def staged(self, step: int, phase: Phase) -> Staged:
         """This process's share of the batch of a step, see `Clips.batch`."""
         config = self.config
-        frames, captions, given, flows, regions, focus, deeds = [], [], [], [], [], [], []
+        frames, captions, given, regions, focus, deeds = [], [], [], [], [], []
+        flows, particles = list[Tensor](), list[Tensor]()
         numbers = torch.arange(phase.batch)
         mine = numbers[numbers // self.takes % self.world == self.rank]
         scene_of = mine // self.takes
@@ -213,6 +217,7 @@ class Stage:
                 focus.append(cover(torch.from_numpy(np.logical_or.reduce(acting))[None]))
             if self.motion and phase.num_frames > 1:
                 flows.append(torch.from_numpy(clip.flow))
+                particles.append(torch.from_numpy(clip.particles))
         stride_f, stride_h, stride_w = CausalVAE.stride
         latent = (
             (phase.num_frames - 1) // stride_f + 1,
@@ -238,6 +243,7 @@ class Stage:
             told=torch.tensor([told_factors(text) for text in captions]),
             given=tuple(given) if config.dit.condition_channels else None,
             flow=torch.stack(flows) if flows else None,
+            particles=torch.stack(particles) if particles else None,
             regions=stack_regions(regions, ids.shape[1]) if regions else None,
             deeds=pad_sequence(deeds, True)[..., : ids.shape[1]] if deeds else None,
             focus=torch.stack(focus).view(-1, 1, *latent) if focus else None,
@@ -333,9 +339,11 @@ class Clips:
             ]
             condition = place_keyframes(self.vae, pictures, latents.shape[2], *video.shape[3:])
         motion = None
-        if there.flow is not None:
-            parts = zip(video.split(_TOGETHER), there.flow.split(_TOGETHER), strict=True)
-            motion = Motion(*map(torch.cat, zip(*(true_motion(*p) for p in parts), strict=True)))
+        if there.flow is not None and there.particles is not None:
+            needed = (video, there.flow, there.particles)
+            parts = zip(*(each.split(_TOGETHER) for each in needed), strict=True)
+            moved = [true_motion(*part, around=BLUR) for part in parts]
+            motion = Motion(*map(torch.cat, zip(*moved, strict=True)))
         return Batch(
             ids=there.ids,
             mask=there.mask,

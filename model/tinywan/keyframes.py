@@ -154,8 +154,9 @@ def guidance_by_frame(scale: float, condition: Tensor) -> Tensor:
     """Guidance for clips with keyframes: none in latent frames of which a pixel frame is given.
 
     Guidance goes beyond what the model expects, to where the prompt counts for more. What was given is known, and
-    the words cannot add to it: going beyond drives the clip away from the picture. Stable Video Diffusion has
-    guidance rise from 1 at the given frame for the same reason (arXiv 2311.15127, appendix D).
+    the words cannot add to it: going beyond drives the clip away from the picture. The other pixel frames of the
+    same latent frame, up to three, go without guidance, too. Stable Video Diffusion also lets guidance differ from
+    frame to frame: it rises from the given one on (arXiv 2311.15127).
 
     Args:
         scale: of the frames that are free, 1 or more.

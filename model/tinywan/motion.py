@@ -2,8 +2,10 @@
 
 The theatre knows the true optical flow of its clips. Bring frame t + 1 back along it and it should
 be frame t, wherever nothing gets covered: the difference is the warping error of Lai et al. 2018,
-arXiv 1808.00449, section 3.2. As a training loss it is asked of the frames that the denoiser's
-present guess would decode to.
+arXiv 1808.00449, section 3.2. As a training loss it is asked of the frames that the VAE draws, and
+of those that the denoiser's present guess would decode to. Drops and flakes are left out: a decoder
+blurs them, and where each will be cannot be told from noise, so that a guess shows it nowhere or in
+several places. Who is asked to keep that steady leaves the rain out.
 """
 
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+SHARE = 1e-3  # of a pixel that interpolation takes from elsewhere by rounding alone
 SAME_COLOR = 0.1  # of 2: a true clip's colours that differ more along the flow were covered
 
 
@@ -20,7 +23,9 @@ class Motion(NamedTuple):
     """How the pixels of clips move."""
 
     flow: Tensor  # [b, F-1, H, W, 2], (dx, dy) in pixels from frame t to t + 1
-    visible: Tensor  # bool [b, F-1, H, W], True where the pixel of frame t is seen in t + 1
+    visible: (
+        Tensor  # bool [b, F-1, H, W], True where a pixel of frame t counts: it is seen in t + 1
+    )
 
     def rows(self, chosen: Tensor) -> "Motion":
         """Of some clips of the batch."""
@@ -31,11 +36,11 @@ def warp_back(video: Tensor, flow: Tensor) -> Tensor:
     """Fetch every pixel of frames 0 to F-2 from where it went, between pixels by interpolation.
 
     Args:
-        video: `[b, 3, F, H, W]`.
+        video: `[b, c, F, H, W]`.
         flow: `[b, F-1, H, W, 2]` in pixels.
 
     Returns:
-        `[b, 3, F-1, H, W]`: frame t as frame t + 1 tells it.
+        `[b, c, F-1, H, W]`: frame t as frame t + 1 tells it.
     """
     height, width = video.shape[-2:]
     rows = torch.arange(height, device=video.device, dtype=flow.dtype)
@@ -54,18 +59,27 @@ def warp_back(video: Tensor, flow: Tensor) -> Tensor:
     return rearrange(fetched, "(b F) c H W -> b c F H W", b=len(video))
 
 
-def true_motion(video: Tensor, flow: Tensor) -> Motion:
+def true_motion(
+    video: Tensor, flow: Tensor, particles: Tensor | None = None, around: int = 1
+) -> Motion:
     """The motion of rendered clips, and where it can be followed.
 
     Args:
         video: `[b, 3, F, H, W]` in [-1, 1].
         flow: `[b, F-1, H, W, 2]`.
+        particles: bool `[b, F, H, W]`, drops, flakes and spray, which do not count; None counts everything.
+        around: pixels, within which what is near them does not count either.
 
     Returns:
         The motion; a pixel is visible where its colour arrives where the flow says.
     """
     away = (warp_back(video, flow) - video[:, :, :-1]).abs().amax(1)
-    return Motion(flow, away <= SAME_COLOR)
+    visible = away <= SAME_COLOR
+    if particles is not None:
+        near = F.max_pool2d(particles.to(video.dtype), 2 * around + 1, stride=1, padding=around)
+        arriving = warp_back(near[:, None], flow)[:, 0]
+        visible &= (near[:, :-1] == 0) & (arriving < SHARE)
+    return Motion(flow, visible)
 
 
 def warping_error(video: Tensor, motion: Motion) -> Tensor:

@@ -256,7 +256,8 @@ class TextToVideoPipeline:
 
         Args:
             prompt: what to draw.
-            negative_prompt: what to stay away from, nothing by default; used where guidance is on.
+            negative_prompt: what to stay away from, nothing by default; used where guidance is on, so not in
+                latent frames that a keyframe is given for.
             height: pixels, a multiple of 8; the model's own by default, as are the next three.
             width: pixels, a multiple of 8.
             num_frames: 1 + 4k.

@@ -87,6 +87,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=0.0,
         help="weight of the distance of the latents from those of --start-from, e.g. 0.05",
     )
+    parser.add_argument(
+        "--vae-flow-loss",
+        type=float,
+        default=0.0,
+        help="weight of keeping colours along the motion in what the VAE draws, e.g. 2",
+    )
     parser.add_argument("--vae-batch", type=int, default=4, help="crops per step of the VAE")
     parser.add_argument("--vae-lr", type=float, default=2e-3, help="of AdamW for the VAE")
     parser.add_argument("--vae-muon-lr", type=float, default=0.02, help="of Muon for the VAE")
@@ -289,6 +295,11 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
             )
         if replace(vae, encoder_depth=config.vae.encoder_depth) != config.vae:
             raise ConfigError("--freeze-decoder keeps the decoder: leave its widths and depth out")
+    if options.vae_flow_loss and start is not None and not options.vae_steps:
+        raise ConfigError(
+            "--vae-flow-loss is asked of a VAE that learns, and that of --start-from stays as it is: give "
+            "--vae-steps"
+        )
     if options.freeze_encoder and (start is None or not options.vae_steps):
         raise ConfigError(
             "--freeze-encoder keeps the encoder of a checkpoint while its decoder learns: name one with "
@@ -327,6 +338,7 @@ def obtain_vae(
         workers=options.workers,
         freeze_encoder=options.freeze_encoder,
         freeze_decoder=options.freeze_decoder,
+        flow=options.vae_flow_loss,
         anchor=options.vae_anchor,
         seed=options.seed,
         world=config.world,
@@ -375,6 +387,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")
+        if not 0 < options.flow_sigma <= 1 or min(options.flow_loss, options.vae_flow_loss) < 0:
+            raise ConfigError(
+                f"flow_loss={options.flow_loss}, vae_flow_loss={options.vae_flow_loss}, "
+                f"flow_sigma={options.flow_sigma}: use weights of 0 or more, and a noise level above 0, at most 1"
+            )
         if options.workers < 0 or (options.minutes is not None and not options.minutes > 0):
             raise ConfigError(
                 f"workers={options.workers}, minutes={options.minutes}: use 0 workers or more, and more than "

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tinywan import theatre
+from tinywan.motion import true_motion, warping_error
 from tinywan.theatre.scene import World
 from tinywan.trainer import Trainer, TrainerConfig, check_shareable, rank_and_world
 from tinywan.vae import CausalVAE, ResBlock, VAEConfig
@@ -35,11 +37,25 @@ class VAERecipe:
     workers: int = 0  # processes that render ahead
     freeze_encoder: bool = False  # latents stay what they are, for a denoiser that knows them
     freeze_decoder: bool = False  # what is drawn from given latents stays what it is
+    flow: float = 0.0  # weight of the optical-flow loss, which keeps colours along the motion
     anchor: float = 0.0  # weight of the squared distance of the latents from those of the start
     seed: int = 0
 
 
-def training_batch(recipe: VAERecipe, step: int) -> tuple[Tensor, Tensor]:
+class Crops(NamedTuple):
+    """What a step of the VAE sees."""
+
+    video: Tensor  # [b, 3, F, H, W] in [-1, 1]
+    weight: Tensor  # [b, 1, F, H, W], mean 1
+    flow: Tensor  # [b, F-1, H, W, 2] in pixels
+    particles: Tensor  # bool [b, F, H, W], drops, flakes and spray
+
+    def to(self, device: torch.device | str) -> "Crops":
+        """The same on another device."""
+        return Crops(*(each.to(device, non_blocking=True) for each in self))
+
+
+def training_batch(recipe: VAERecipe, step: int) -> Crops:
     """Crops of freshly rendered clips.
 
     Args:
@@ -47,10 +63,10 @@ def training_batch(recipe: VAERecipe, step: int) -> tuple[Tensor, Tensor]:
         step: batches of different steps differ, those of one step are the same.
 
     Returns:
-        Video `[b, 3, F, H, W]` in [-1, 1], and weights `[b, 1, F, H, W]`.
+        The crops, their weights and their motion.
     """
     rank, world = rank_and_world()
-    videos, weights = [], []
+    videos, weights, flows, particles = [], [], [], []
     for clip_index in range(rank, recipe.batch, world):
         rng = np.random.default_rng([recipe.seed, 1, step, clip_index])
         scene = theatre.sample_scene(rng, world=recipe.world)
@@ -62,37 +78,38 @@ def training_batch(recipe: VAERecipe, step: int) -> tuple[Tensor, Tensor]:
         window = np.s_[:, y : y + recipe.crop, x : x + recipe.crop]
         videos.append(clip.frames[window])
         weights.append(1 + recipe.subject_weight * important[window])
+        flows.append(clip.flow[window])
+        particles.append(clip.particles[window])
     video = torch.from_numpy(np.stack(videos)).permute(0, 4, 1, 2, 3) / 127.5 - 1
     weight = torch.from_numpy(np.stack(weights))[:, None].float()
-    return video, weight / weight.mean()
+    flow, falling = (torch.from_numpy(np.stack(each)) for each in (flows, particles))
+    return Crops(video, weight / weight.mean(), flow, falling)
 
 
-class _Steps(Dataset[tuple[Tensor, Tensor]]):
+class _Steps(Dataset[Crops]):
     """The batches of a run by step, for a `DataLoader`."""
 
     def __init__(self, recipe: VAERecipe) -> None:
         self.recipe = recipe
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> Crops:
         return training_batch(self.recipe, step)
 
 
 def vae_loss(
     vae: CausalVAE,
-    video: Tensor,
-    weight: Tensor,
+    crops: Crops,
     recipe: VAERecipe,
     generator: torch.Generator,
     start: CausalVAE | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Absolute and squared error of the picture, and distance of the latents from a Gaussian.
+    """Absolute and squared error of the picture, distance of the latents from a Gaussian, and what else is asked for.
 
-    Source: Kingma & Welling, arXiv 1312.6114, equation 10.
+    Source: Kingma & Welling, arXiv 1312.6114, equation 10; the flow loss, if it is asked for: see motion.py.
 
     Args:
         vae: in training.
-        video: `[b, 3, F, H, W]` in [-1, 1].
-        weight: `[b, 1, F, H, W]`, mean 1.
+        crops: to encode and to draw again.
         recipe: weights of the terms, and the precision.
         generator: for the sampled latents.
         start: frozen; whose latents hold those of `vae`, where the recipe has an anchor.
@@ -100,6 +117,7 @@ def vae_loss(
     Returns:
         The loss, and its parts for the log.
     """
+    video, weight = crops.video, crops.weight
     with torch.autocast(video.device.type, torch.bfloat16, enabled=recipe.bfloat16):
         mean, logvar = (part.float() for part in vae.posterior(video))
         logvar = logvar.clamp(-20, 10)
@@ -112,6 +130,11 @@ def vae_loss(
     psnr = 10 * torch.log10(4 / error.detach().square().mean())
     loss = absolute + recipe.square * square + recipe.kl * kl
     parts = {"loss": loss, "psnr": psnr, "kl": kl}
+    if recipe.flow:
+        motion = true_motion(video, crops.flow, crops.particles)
+        parts["flow"] = warping_error(seen.float(), motion)
+        loss = loss + recipe.flow * parts["flow"]
+        parts["loss"] = loss
     if recipe.anchor and start is not None:
         with torch.no_grad():
             held = start.posterior(video)[0]
@@ -168,11 +191,11 @@ def train_vae(
     )
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        video, weight = next(batches)
+        crops = next(batches).to(device)
         rank, world = rank_and_world()
         seed = (recipe.seed * 1_000_003 + step) * world + rank
         generator = torch.Generator().manual_seed(seed)
-        return vae_loss(vae, video.to(device), weight.to(device), recipe, generator, start)
+        return vae_loss(vae, crops, recipe, generator, start)
 
     def look(step: int) -> None:
         with torch.compiler.set_stance("force_eager"):

@@ -2,7 +2,8 @@
 
 Every arm goes on from the same checkpoint with the same clips, noise and number of steps, and differs in one choice:
 the optical-flow loss, a router that also sees what was read, or no windows. Two arms let the low-noise expert alone
-learn, on its own noise levels, one of them with the flow loss: these two are to be compared with each other. Then all are measured alike: obedience,
+learn, on its own noise levels, others do so with the flow loss, and two let the decoder alone learn, for 1,500 steps of 4
+crops: such arms are to be compared with each other. Then all are measured alike: obedience,
 flicker and unsteadiness on the same held-out prompts, the velocity's error on the same held-out clips, and the time
 of a forward pass. The trunk was trained without the choices that the arms add, so a small difference says little, and
 an arm without windows has more to unlearn than to gain. The same command resumes; finished arms are not run again.
@@ -24,12 +25,33 @@ from tinywan.evaluate import evaluate, sample_prompts
 from tinywan.noise_levels import LEVELS, held_out_clips, velocity_errors
 from tinywan.pipeline import TextToVideoPipeline
 
+DECODER = [
+    "--video-steps",
+    "0",
+    "--freeze-encoder",
+    "--vae-steps",
+    "1500",
+    "--vae-lr",
+    "1e-3",
+    "--vae-muon-lr",
+    "0.01",
+]
 ARMS = {
     "as it is": [],
     "flow loss": ["--flow-loss", "0.5"],
     "strong flow loss": ["--flow-loss", "4"],
     "low-noise expert alone": ["--train-only", "low"],
     "flow loss on it": ["--train-only", "low", "--flow-loss", "4"],
+    "flow loss on it in low noise": [
+        "--train-only",
+        "low",
+        "--flow-loss",
+        "8",
+        "--flow-sigma",
+        "0.3",
+    ],
+    "decoder alone": DECODER,
+    "flow loss on the decoder": [*DECODER, "--vae-flow-loss", "2"],
     "text router": ["--router", "text"],
     "no windows": ["--no-windows"],
 }

@@ -10,6 +10,7 @@ from tinywan.batches import UNTOLD, Batch, Clips, Phase, told_factors
 from tinywan.checkpoint import SHIPPED, fitted
 from tinywan.errors import ConfigError
 from tinywan.grounding import part_regions
+from tinywan.motion import true_motion
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
 from tinywan.probes import FACTORS
@@ -53,6 +54,25 @@ def test_half_precision_gives_nearly_the_same_latents(vae):
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     assert (exact - rounded).norm() < 0.02 * exact.norm()
+
+
+def test_pixels_near_what_falls_tell_nothing_of_motion(vae):
+    """A guess cannot know where drops are, and to keep it steady would teach to leave them out."""
+    motion = batch_of(vae, motion=True).motion
+    assert motion is not None
+    weathers = set()
+    for number, visible in enumerate(motion.visible):
+        scene, drawn = clip(number)
+        weathers.add(scene.weather)
+        np.testing.assert_array_equal(motion.flow[number], drawn.flow)
+        video = torch.from_numpy(drawn.frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        flow = torch.from_numpy(drawn.flow)[None]
+        falling = torch.from_numpy(drawn.particles)[None]
+        assert torch.equal(visible, true_motion(video, flow, falling, around=3).visible[0])
+        everything = true_motion(video, flow).visible[0]
+        assert visible.sum() < everything.sum() or scene.weather == "clear"
+        assert torch.equal(visible, everything) or scene.weather != "clear"
+    assert weathers == {"clear", "rain", "snow"}
 
 
 def test_focus_is_the_share_that_those_who_act_and_what_they_carry_cover(vae):

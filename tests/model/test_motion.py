@@ -61,6 +61,20 @@ def test_what_gets_covered_does_not_count():
     assert warping_error(video, motion) == 0
 
 
+def test_drops_and_what_is_around_them_do_not_count():
+    """A drop falls two rows; it is left out with the pixels around it, where it was and where it comes from."""
+    video, flow = torch.zeros(1, 3, 2, 11, 11), torch.zeros(1, 1, 11, 11, 2)
+    drops = torch.zeros(1, 2, 11, 11, dtype=torch.bool)
+    drops[0, 0, 1, 1] = drops[0, 1, 3, 1] = True
+    flow[0, 0, 1, 1, 1] = 2
+    assert true_motion(video, flow).visible.all()
+    for around, rows, columns in ((1, 5, 3), (2, 6, 4)):
+        counted = true_motion(video, flow, drops, around).visible[0, 0]
+        assert not counted[:rows, :columns].any()
+        assert counted[rows:].all()
+        assert counted[:, columns:].all()
+
+
 def test_where_nothing_is_visible_the_error_is_zero_and_not_nan():
     motion = Motion(torch.zeros(1, 1, 4, 4, 2), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
     assert warping_error(torch.randn(1, 3, 2, 4, 4), motion) == 0

@@ -15,10 +15,11 @@ import tinywan.train_vae as train_vae_module
 import torch
 from tinywan.checkpoint import SHIPPED
 from tinywan.errors import CheckpointError
+from tinywan.motion import true_motion, warping_error
 from tinywan.muon import orthogonalise
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
-from tinywan.train_vae import VAERecipe, train_vae, training_batch, vae_loss
+from tinywan.train_vae import Crops, VAERecipe, train_vae, training_batch, vae_loss
 from tinywan.trainer import Trainer, TrainerConfig
 from tinywan.vae import CausalVAE
 from torch import Tensor, nn
@@ -243,13 +244,51 @@ def test_the_rate_rises_stays_and_falls_to_a_twentieth():
 
 def test_batches_are_made_of_seed_and_step_alone():
     recipe = VAERecipe(STEPS, batch=2, num_frames=5, crop=24, size=32)
-    video, weight = training_batch(recipe, step=3)
-    assert video.shape == (2, 3, 5, 24, 24)
-    assert weight.shape == (2, 1, 5, 24, 24)
-    assert -1 <= video.min() < video.max() <= 1
-    assert weight.mean().item() == pytest.approx(1, abs=1e-5)
-    assert torch.equal(training_batch(recipe, step=3)[0], video)
-    assert not torch.equal(training_batch(recipe, step=4)[0], video)
+    found = training_batch(recipe, step=3)
+    assert found.video.shape == (2, 3, 5, 24, 24)
+    assert found.weight.shape == (2, 1, 5, 24, 24)
+    assert found.flow.shape == (2, 4, 24, 24, 2)
+    assert found.particles.shape == (2, 5, 24, 24)
+    assert -1 <= found.video.min() < found.video.max() <= 1
+    assert found.weight.mean().item() == pytest.approx(1, abs=1e-5)
+    again, other = (training_batch(recipe, step=step) for step in (3, 4))
+    assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
+    assert not torch.equal(found.video, other.video)
+
+
+def test_crops_tell_how_their_own_pixels_move():
+    recipe = VAERecipe(STEPS, batch=6, num_frames=5, crop=48, size=64, world="whole")
+    found = training_batch(recipe, step=1)
+    everything = true_motion(found.video, found.flow)
+    assert everything.visible.float().mean() > 0.75
+    kept = true_motion(found.video, found.flow, found.particles)
+    for crop, falls in enumerate(found.particles.flatten(1).any(1)):
+        dropped = everything.visible[crop].sum() - kept.visible[crop].sum()
+        assert (dropped > 0) == falls
+    assert found.particles.any()
+    assert not (kept.visible & found.particles[:, :-1]).any()
+
+
+def test_the_flow_loss_is_asked_of_what_the_vae_draws():
+    recipe = VAERecipe(STEPS, batch=2, num_frames=5, crop=32, size=32)
+    crops, vae = training_batch(recipe, step=3), CausalVAE(preset("debug").vae).train()
+    losses, parts, gradients = {}, {}, {}
+    for weight in (0.0, 3.0):
+        vae.zero_grad()
+        generator = torch.Generator().manual_seed(1)
+        asked = replace(recipe, flow=weight)
+        losses[weight], parts[weight] = vae_loss(vae, crops, asked, generator)
+        losses[weight].backward()
+        gradients[weight] = vae.decoder.head.weight.grad.clone()
+    assert "flow" not in parts[0.0]
+    with torch.no_grad():
+        mean, logvar = vae.posterior(crops.video)
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+        seen = vae.reconstruct(mean + noise * (0.5 * logvar).exp())
+    wanted = warping_error(seen, true_motion(crops.video, crops.flow, crops.particles)).item()
+    assert parts[3.0]["flow"] == pytest.approx(wanted, rel=1e-4)
+    assert (losses[3.0] - losses[0.0]).item() == pytest.approx(3 * wanted, rel=1e-3)
+    assert (gradients[3.0] - gradients[0.0]).abs().max() > 1e-5
 
 
 def start(code: str, *arguments: str) -> subprocess.Popen:
@@ -395,7 +434,8 @@ def test_the_command_trains_a_checkpoint_from_nothing_resumes_and_goes_on_from_i
     for part in ("transformer", "text_encoder", "vae"):
         assert_same(getattr(alone, part).state_dict(), getattr(forked, part).state_dict())
     assert not torch.equal(alone.transformer_2.proj_out.weight, low)
-    on = "--start-from forked/checkpoint --keyframes --flow-loss 0.5 --bfloat16"
+    on = "--start-from forked/checkpoint --keyframes --flow-loss 0.5 --flow-sigma 0.9 --bfloat16"
+    on += " --vae-flow-loss 2"
     train("on", on)  # two experts stay two, and learn to read keyframes; the VAE goes on, too
     on = TextToVideoPipeline.from_pretrained(tmp_path / "on/checkpoint")
     moved = on.vae.decoder.head.weight - pipe.vae.decoder.head.weight
@@ -432,6 +472,8 @@ def test_a_deeper_encoder_learns_while_what_is_drawn_stays_and_latents_are_held(
     start = CausalVAE(replace(preset("debug").vae, latents_mean=(0.5,) * 16)).eval()
     wanted = replace(start.config, encoder_depth=3)
     latents, video = torch.randn(1, 16, 2, 2, 2), torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    nothing = torch.zeros(1, 5, 16, 16, dtype=torch.bool)
+    crops = Crops(video, torch.ones_like(video[:, :1]), torch.zeros(1, 4, 16, 16, 2), nothing)
     made = train_vae(tmp_path, replace(recipe, anchor=0.5), wanted, start=start)
     assert made.config == wanted  # mean and deviation are still the old ones
     assert_same(made.decoder.state_dict(), start.decoder.state_dict())
@@ -442,9 +484,7 @@ def test_a_deeper_encoder_learns_while_what_is_drawn_stays_and_latents_are_held(
     for anchor in (0.0, 2.0):
         asked = replace(recipe, anchor=anchor)
         noise = torch.Generator().manual_seed(1)
-        losses[anchor], parts[anchor] = vae_loss(
-            made, video, torch.ones_like(video[:, :1]), asked, noise, start
-        )
+        losses[anchor], parts[anchor] = vae_loss(made, crops, asked, noise, start)
     drift = (made.posterior(video)[0] - start.posterior(video)[0]).square().mean()
     assert parts[2.0]["drift"] == pytest.approx(drift.item(), rel=1e-4)
     assert (losses[2.0] - losses[0.0]).item() == pytest.approx(2 * drift.item(), rel=1e-2)
@@ -492,6 +532,9 @@ def test_a_vae_that_was_stopped_goes_on_with_the_crops_that_come_next(tmp_path, 
         ("--preset debug --encoder-depth 0", "encoder_depth=0"),
         ("--preset debug --vae-batch 0", "vae_batch=0"),
         ("--preset debug --vae-steps -1", "vae_steps=-1"),
+        (f"--vae-flow-loss 2 --start-from {SHIPPED}", "asked of a VAE that learns"),
+        ("--preset debug --vae-flow-loss -1", "vae_flow_loss=-1.0"),
+        ("--preset debug --flow-loss 1 --flow-sigma 0", "flow_sigma=0.0"),
         ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),
         ("--preset debug --train-only low", "neither side can be trained alone"),
         (f"--preset small --start-from {SHIPPED}", "leave --preset out"),

@@ -38,6 +38,12 @@ class Clip:
     masks: dict[str, npt.NDArray[np.bool_]]
     flow: npt.NDArray[np.float32]
 
+    @property
+    def particles(self) -> npt.NDArray[np.bool_]:
+        """Bool [F, H, W]: drops, flakes and spray, all together."""
+        found = [mask for name, mask in self.masks.items() if name in COLORS]
+        return np.logical_or.reduce([np.zeros(self.frames.shape[:3], np.bool_), *found])
+
 
 @dataclass(frozen=True)
 class _Canvas:
