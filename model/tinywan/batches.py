@@ -342,7 +342,7 @@ class Clips:
         if there.flow is not None and there.particles is not None:
             needed = (video, there.flow, there.particles)
             parts = zip(*(each.split(_TOGETHER) for each in needed), strict=True)
-            moved = [true_motion(*part, around=BLUR) for part in parts]
+            moved = [true_motion(shown, way, falling, BLUR) for shown, way, falling in parts]
             motion = Motion(*map(torch.cat, zip(*moved, strict=True)))
         return Batch(
             ids=there.ids,
