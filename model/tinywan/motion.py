@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-SHARE = 1e-3  # of a pixel that interpolation takes from elsewhere by rounding alone
+ROUNDING = 1e-3  # of a pixel that interpolation takes from elsewhere by rounding alone
 SAME_COLOR = 0.1  # of 2: a true clip's colours that differ more along the flow were covered
 
 
@@ -23,9 +23,7 @@ class Motion(NamedTuple):
     """How the pixels of clips move."""
 
     flow: Tensor  # [b, F-1, H, W, 2], (dx, dy) in pixels from frame t to t + 1
-    visible: (
-        Tensor  # bool [b, F-1, H, W], True where a pixel of frame t counts: it is seen in t + 1
-    )
+    visible: Tensor  # bool [b, F-1, H, W], True where a pixel of frame t is seen in t + 1
 
     def rows(self, chosen: Tensor) -> "Motion":
         """Of some clips of the batch."""
@@ -78,7 +76,7 @@ def true_motion(
     if particles is not None:
         near = F.max_pool2d(particles.to(video.dtype), 2 * around + 1, stride=1, padding=around)
         arriving = warp_back(near[:, None], flow)[:, 0]
-        visible &= (near[:, :-1] == 0) & (arriving < SHARE)
+        visible &= (near[:, :-1] == 0) & (arriving < ROUNDING)
     return Motion(flow, visible)
 
 

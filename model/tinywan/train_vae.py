@@ -129,18 +129,17 @@ def vae_loss(
     square = (weight * error.square()).mean()
     psnr = 10 * torch.log10(4 / error.detach().square().mean())
     loss = absolute + recipe.square * square + recipe.kl * kl
-    parts = {"loss": loss, "psnr": psnr, "kl": kl}
+    parts = {"psnr": psnr, "kl": kl}
     if recipe.flow:
         motion = true_motion(video, crops.flow, crops.particles)
         parts["flow"] = warping_error(seen.float(), motion)
         loss = loss + recipe.flow * parts["flow"]
-        parts["loss"] = loss
     if recipe.anchor and start is not None:
         with torch.no_grad():
             held = start.posterior(video)[0]
         parts["drift"] = (mean - held).square().mean()
         loss = loss + recipe.anchor * parts["drift"]
-        parts["loss"] = loss
+    parts = {"loss": loss, **parts}
     values = torch.stack([part.detach().float() for part in parts.values()]).tolist()
     return loss, dict(zip(parts, values, strict=True))
 

@@ -25,31 +25,16 @@ from tinywan.evaluate import evaluate, sample_prompts
 from tinywan.noise_levels import LEVELS, held_out_clips, velocity_errors
 from tinywan.pipeline import TextToVideoPipeline
 
-DECODER = [
-    "--video-steps",
-    "0",
-    "--freeze-encoder",
-    "--vae-steps",
-    "1500",
-    "--vae-lr",
-    "1e-3",
-    "--vae-muon-lr",
-    "0.01",
-]
+DECODER = (
+    "--video-steps 0 --freeze-encoder --vae-steps 1500 --vae-lr 1e-3 --vae-muon-lr 0.01".split()
+)
 ARMS = {
     "as it is": [],
     "flow loss": ["--flow-loss", "0.5"],
     "strong flow loss": ["--flow-loss", "4"],
     "low-noise expert alone": ["--train-only", "low"],
     "flow loss on it": ["--train-only", "low", "--flow-loss", "4"],
-    "flow loss on it in low noise": [
-        "--train-only",
-        "low",
-        "--flow-loss",
-        "8",
-        "--flow-sigma",
-        "0.3",
-    ],
+    "flow loss on it in low noise": "--train-only low --flow-loss 8 --flow-sigma 0.3".split(),
     "decoder alone": DECODER,
     "flow loss on the decoder": [*DECODER, "--vae-flow-loss", "2"],
     "text router": ["--router", "text"],
