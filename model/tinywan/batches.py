@@ -28,7 +28,6 @@ from tinywan.vae import CausalVAE
 
 ACTING = ("subject", "prop", "companion")  # small parts of the picture that captions are about
 UNTOLD = -100  # what a loss passes over
-BLUR = 3  # pixels around drops and flakes that the flow loss leaves out, too: a guess smears them
 _TOGETHER = 8  # clips that the VAE encodes at a time; bounds the memory
 
 
@@ -342,7 +341,7 @@ class Clips:
         if there.flow is not None and there.particles is not None:
             needed = (video, there.flow, there.particles)
             parts = zip(*(each.split(_TOGETHER) for each in needed), strict=True)
-            moved = [true_motion(shown, way, falling, BLUR) for shown, way, falling in parts]
+            moved = [true_motion(shown, way, falling) for shown, way, falling in parts]
             motion = Motion(*map(torch.cat, zip(*moved, strict=True)))
         return Batch(
             ids=there.ids,

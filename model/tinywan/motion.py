@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROUNDING = 1e-3  # of a pixel that interpolation takes from elsewhere by rounding alone
+BLUR = (
+    3  # pixels around drops and flakes that do not count either: both decoder and guess smear them
+)
 SAME_COLOR = 0.1  # of 2: a true clip's colours that differ more along the flow were covered
 
 
@@ -58,7 +61,7 @@ def warp_back(video: Tensor, flow: Tensor) -> Tensor:
 
 
 def true_motion(
-    video: Tensor, flow: Tensor, particles: Tensor | None = None, around: int = 1
+    video: Tensor, flow: Tensor, particles: Tensor | None = None, around: int = BLUR
 ) -> Motion:
     """The motion of rendered clips, and where it can be followed.
 

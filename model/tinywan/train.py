@@ -82,6 +82,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="residual blocks at the end of the VAE's encoder; those that come on top begin without effect",
     )
     parser.add_argument(
+        "--encoder-widths",
+        type=int,
+        nargs=2,
+        metavar=("FINE", "COARSE"),
+        help="channels of the VAE's encoder; those that come on top begin without effect",
+    )
+    parser.add_argument(
         "--vae-anchor",
         type=float,
         default=0.0,
@@ -92,6 +99,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=0.0,
         help="weight of keeping colours along the motion in what the VAE draws, e.g. 2",
+    )
+    parser.add_argument(
+        "--vae-errors",
+        type=float,
+        nargs=2,
+        default=(1.0, 4.0),
+        metavar=("ABSOLUTE", "SQUARED"),
+        help="weights of the two errors of what the VAE draws: 1 4 by default; 0 10 shows more of rain and snow, "
+        "which are rare and small, and the absolute error would rather leave out",
     )
     parser.add_argument("--vae-batch", type=int, default=4, help="crops per step of the VAE")
     parser.add_argument("--vae-lr", type=float, default=2e-3, help="of AdamW for the VAE")
@@ -275,10 +291,18 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
         vae = replace(vae, decoder_depth=options.decoder_depth)
     if options.encoder_depth is not None:
         vae = replace(vae, encoder_depth=options.encoder_depth)
+    if options.encoder_widths:
+        vae = replace(vae, encoder_widths=tuple(options.encoder_widths))
     if vae != config.vae and start is not None and not options.vae_steps:
         raise ConfigError(
-            "--decoder-widths, --decoder-depth and --encoder-depth ask for another VAE, which has to learn: "
-            "give --vae-steps"
+            "--decoder-widths, --decoder-depth, --encoder-widths and --encoder-depth ask for another VAE, which "
+            "has to learn: give --vae-steps"
+        )
+    widths = list(zip(vae.encoder_widths, config.vae.encoder_widths, strict=True))
+    if start is not None and any(found < known for found, known in widths):
+        raise ConfigError(
+            f"--encoder-widths {' '.join(map(str, vae.encoder_widths))} would take channels away from the encoder "
+            f"of --start-from: use {' '.join(map(str, config.vae.encoder_widths))} or more"
         )
     for half in ("encoder", "decoder"):
         found, known = (getattr(each, f"{half}_depth") for each in (vae, config.vae))
@@ -288,12 +312,13 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
                 f"{known} or more"
             )
     if options.freeze_decoder:
+        old = config.vae
         if options.freeze_encoder or start is None or not options.vae_steps:
             raise ConfigError(
                 "--freeze-decoder keeps the decoder of a checkpoint while its encoder learns: name one with "
                 "--start-from, give --vae-steps, and leave --freeze-encoder out"
             )
-        if replace(vae, encoder_depth=config.vae.encoder_depth) != config.vae:
+        if replace(vae, decoder_widths=old.decoder_widths, decoder_depth=old.decoder_depth) != vae:
             raise ConfigError("--freeze-decoder keeps the decoder: leave its widths and depth out")
     if options.vae_flow_loss and start is not None and not options.vae_steps:
         raise ConfigError(
@@ -338,6 +363,8 @@ def obtain_vae(
         workers=options.workers,
         freeze_encoder=options.freeze_encoder,
         freeze_decoder=options.freeze_decoder,
+        absolute=options.vae_errors[0],
+        square=options.vae_errors[1],
         flow=options.vae_flow_loss,
         anchor=options.vae_anchor,
         seed=options.seed,
@@ -391,6 +418,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f"flow_loss={options.flow_loss}, vae_flow_loss={options.vae_flow_loss}, "
                 f"flow_sigma={options.flow_sigma}: use weights of 0 or more, and a noise level above 0, at most 1"
+            )
+        if min(options.vae_errors) < 0 or max(options.vae_errors) == 0:
+            raise ConfigError(
+                f"vae_errors={options.vae_errors[0]} {options.vae_errors[1]}: use weights of 0 or more, one of them "
+                "above 0"
             )
         if options.workers < 0 or (options.minutes is not None and not options.minutes > 0):
             raise ConfigError(

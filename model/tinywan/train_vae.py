@@ -29,7 +29,10 @@ class VAERecipe:
     crop: int = 64  # pixels, of clips `size` wide
     size: int = 96
     kl: float = 1e-4  # weight of the Kullback-Leibler term per latent number
-    square: float = 4.0  # weight of the squared error beside the absolute one
+    absolute: float = (
+        1.0  # weight of the absolute error: edges sharp, and what is rare and small left out
+    )
+    square: float = 4.0  # weight of the squared error, which shows faintly what may be there
     subject_weight: float = 2.0  # extra weight of pixels of the subject and its prop
     world: World = "first"
     bfloat16: bool = False  # convolutions in half precision, where the processor has it
@@ -128,7 +131,7 @@ def vae_loss(
     absolute = (weight * error.abs()).mean()
     square = (weight * error.square()).mean()
     psnr = 10 * torch.log10(4 / error.detach().square().mean())
-    loss = absolute + recipe.square * square + recipe.kl * kl
+    loss = recipe.absolute * absolute + recipe.square * square + recipe.kl * kl
     parts = {"psnr": psnr, "kl": kl}
     if recipe.flow:
         motion = true_motion(video, crops.flow, crops.particles)

@@ -69,6 +69,15 @@ class CausalConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(channels_out, fan_in) / math.sqrt(fan_in))
         self.bias = nn.Parameter(torch.zeros(channels_out))
 
+    def grow_from(self, other: "CausalConv") -> None:
+        """Take over the weights of one with as many channels, or fewer: of those on top, none says anything yet."""
+        rows, columns = other.shape[:2]
+        with torch.no_grad():
+            self.bias.zero_()[:rows] = other.bias
+            grown = self.weight.normal_(std=self.weight.shape[1] ** -0.5).view(self.shape)
+            grown[rows:] = 0
+            grown[:rows, :columns] = other.weight.view(other.shape)
+
     def forward(self, x: Tensor, cache: Cache) -> Tensor:
         """[b c f h w] -> [b c' f' h' w']."""
         kt, kh, kw = self.kernel
@@ -89,6 +98,12 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
 
+    def grow_from(self, other: "ChannelNorm") -> None:
+        """Take over the weights of one of as many channels, or fewer: those on top are 0, which lowers the mean."""
+        known = len(other.weight)
+        with torch.no_grad():
+            self.weight.fill_(1)[:known] = other.weight * math.sqrt(known / len(self.weight))
+
     def forward(self, x: Tensor) -> Tensor:
         """[b c f h w] -> [b c f h w]."""
         scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6)
@@ -104,6 +119,12 @@ class ResBlock(nn.Module):
         self.space = CausalConv(channels, channels, (1, 3, 3))
         self.time = CausalConv(channels, channels, (3, 1, 1))
         nn.init.zeros_(self.time.weight)
+
+    def grow_from(self, other: "ResBlock") -> None:
+        """Take over the weights of one of as many channels, or fewer."""
+        self.norm.grow_from(other.norm)
+        self.space.grow_from(other.space)
+        self.time.grow_from(other.time)
 
     def forward(self, x: Tensor, cache: Cache) -> Tensor:
         """[b c f h w] -> [b c f h w]."""
@@ -145,23 +166,26 @@ class _Half(nn.Module):
     head: CausalConv
 
     def grow_from(self, other: "_Half") -> None:
-        """Take over the weights of another one of the same widths that is as deep, or less.
+        """Take over the weights of another one that is as deep and wide, or less; of decoders, as wide.
 
-        Residual blocks that it lacks stand behind those of their level and begin without effect, so that both
-        answer alike. Source: Net2Net, arXiv 1511.05641, section 2.3.
+        Residual blocks that it lacks stand behind those of their level and begin without effect, channels that it
+        lacks begin silent, so that both answer alike. Source: Net2Net, arXiv 1511.05641, section 2.
         """
         theirs, mine = (
             [list(layers) for _, layers in groupby(half.layers, key=type)] for half in (other, self)
         )
         for few, many in zip(theirs, mine, strict=True):
             for old, new in zip(few, many, strict=False):
-                new.load_state_dict(old.state_dict())
+                if isinstance(new, (CausalConv, ResBlock)):
+                    new.grow_from(old)
+                else:
+                    new.load_state_dict(old.state_dict())
             for new in many[len(few) :]:
                 assert isinstance(new, ResBlock)
                 nn.init.zeros_(new.time.weight)
                 nn.init.zeros_(new.time.bias)
-        self.norm.load_state_dict(other.norm.state_dict())
-        self.head.load_state_dict(other.head.state_dict())
+        self.norm.grow_from(other.norm)
+        self.head.grow_from(other.head)
 
 
 class Encoder(_Half):

@@ -291,6 +291,20 @@ def test_the_flow_loss_is_asked_of_what_the_vae_draws():
     assert (gradients[3.0] - gradients[0.0]).abs().max() > 1e-5
 
 
+def test_the_two_errors_of_the_vae_count_as_much_as_is_asked():
+    recipe = VAERecipe(STEPS, batch=2, num_frames=5, crop=32, size=32, kl=0)
+    crops, vae = training_batch(recipe, step=3), CausalVAE(preset("debug").vae).eval()
+    with torch.no_grad():
+        mean, logvar = vae.posterior(crops.video)
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+        error = vae.reconstruct(mean + noise * (0.5 * logvar).exp()) - crops.video
+        for absolute, square in ((1.0, 0.0), (0.0, 10.0), (0.5, 4.0)):
+            asked = replace(recipe, absolute=absolute, square=square)
+            loss, _ = vae_loss(vae, crops, asked, torch.Generator().manual_seed(1))
+            wanted = (crops.weight * (absolute * error.abs() + square * error.square())).mean()
+            assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
 def start(code: str, *arguments: str) -> subprocess.Popen:
     """A Python process of one thread."""
     command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
@@ -466,11 +480,12 @@ def test_a_frozen_encoder_keeps_the_latents_while_a_larger_decoder_learns_anew(t
     assert_same(kept.state_dict(), start.state_dict())  # the decoder was taken over, too
 
 
-def test_a_deeper_encoder_learns_while_what_is_drawn_stays_and_latents_are_held(tmp_path):
+@pytest.mark.parametrize("widths", [(8, 16), (12, 24)])
+def test_a_larger_encoder_learns_while_what_is_drawn_stays_and_latents_are_held(tmp_path, widths):
     steps = TrainerConfig(steps=6, warmup=1)
     recipe = VAERecipe(steps, batch=1, num_frames=5, crop=16, size=32, freeze_decoder=True)
     start = CausalVAE(replace(preset("debug").vae, latents_mean=(0.5,) * 16)).eval()
-    wanted = replace(start.config, encoder_depth=3)
+    wanted = replace(start.config, encoder_depth=3, encoder_widths=widths)
     latents, video = torch.randn(1, 16, 2, 2, 2), torch.rand(1, 3, 5, 16, 16) * 2 - 1
     nothing = torch.zeros(1, 5, 16, 16, dtype=torch.bool)
     crops = Crops(video, torch.ones_like(video[:, :1]), torch.zeros(1, 4, 16, 16, 2), nothing)
@@ -519,6 +534,8 @@ def test_a_vae_that_was_stopped_goes_on_with_the_crops_that_come_next(tmp_path, 
         (f"--decoder-depth 4 --start-from {SHIPPED}", "another VAE, which has to learn"),
         (f"--decoder-depth 1 --start-from {SHIPPED} --vae-steps 9", "would take blocks away"),
         (f"--encoder-depth 1 --start-from {SHIPPED} --vae-steps 9", "away from the encoder"),
+        (f"--encoder-widths 96 256 --start-from {SHIPPED}", "another VAE, which has to learn"),
+        (f"--encoder-widths 8 256 --start-from {SHIPPED} --vae-steps 9", "take channels away"),
         (f"--freeze-decoder --start-from {SHIPPED}", "--freeze-decoder keeps the decoder of"),
         (
             f"--freeze-decoder --freeze-encoder --vae-steps 9 --start-from {SHIPPED}",
@@ -534,6 +551,8 @@ def test_a_vae_that_was_stopped_goes_on_with_the_crops_that_come_next(tmp_path, 
         ("--preset debug --vae-steps -1", "vae_steps=-1"),
         (f"--vae-flow-loss 2 --start-from {SHIPPED}", "asked of a VAE that learns"),
         ("--preset debug --vae-flow-loss -1", "vae_flow_loss=-1.0"),
+        ("--preset debug --vae-errors -1 4", "vae_errors=-1.0 4.0"),
+        ("--preset debug --vae-errors 0 0", "vae_errors=0.0 0.0"),
         ("--preset debug --flow-loss 1 --flow-sigma 0", "flow_sigma=0.0"),
         ("--noise-experts", "--noise-experts forks a trained denoiser: name one with --start-from"),
         ("--preset debug --train-only low", "neither side can be trained alone"),

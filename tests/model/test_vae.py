@@ -150,6 +150,20 @@ def test_an_encoder_that_grew_encodes_as_before(vae, video):
         assert torch.equal(grown.encode(video), vae.encode(video))
 
 
+def test_an_encoder_that_got_wider_encodes_as_before_and_can_learn_more(vae, video):
+    known = vae.config.encoder_widths
+    grown = CausalVAE(replace(vae.config, encoder_widths=(known[0] + 4, 2 * known[1]))).eval()
+    assert not torch.allclose(grown.posterior(video)[0], vae.posterior(video)[0], atol=0.1)
+    grown.encoder.grow_from(vae.encoder)
+    for mine, theirs in zip(grown.posterior(video), vae.posterior(video), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=TOLERANCE, rtol=TOLERANCE)
+    grown.posterior(video)[0].square().mean().backward()
+    for name, layer in grown.encoder.named_modules():
+        if isinstance(layer, CausalConv) and name != "head":
+            new = layer.weight.grad[vae.encoder.get_submodule(name).shape[0] :]
+            assert len(new) and new.any(1).all(), name
+
+
 def test_a_few_steps_of_training_bring_the_picture_nearer():
     torch.manual_seed(4)
     vae = CausalVAE(VAEConfig(encoder_widths=(8, 16), decoder_widths=(8, 16)))

@@ -29,7 +29,7 @@ Layers = Sequence[int] | None
 
 
 def saliency(case: Case, layers: Layers = None) -> Maps:
-    """`saliency`: three forwards and a way back for each word and noise level."""
+    """`saliency`: two forwards and a way back for each word and noise level."""
     return _each(case, layers, lambda target, z: Saliency(target).attribute(z, abs=True))
 
 
@@ -41,7 +41,7 @@ def input_x_gradient(case: Case, layers: Layers = None) -> Maps:
 def integrated_gradients(
     case: Case, steps: int = 8, layers: Layers = None
 ) -> tuple[Maps, dict[str, float]]:
-    """`integrated_gradients`: `steps` forwards and ways back for each word and noise level.
+    """`integrated_gradients`: `steps` + 3 forwards and `steps` ways back for each word and noise level.
 
     Args:
         case: what to ask.
