@@ -176,7 +176,9 @@ class _Half(nn.Module):
         )
         for few, many in zip(theirs, mine, strict=True):
             for old, new in zip(few, many, strict=False):
-                if isinstance(new, (CausalConv, ResBlock)):
+                if isinstance(new, CausalConv) and isinstance(old, CausalConv):
+                    new.grow_from(old)
+                elif isinstance(new, ResBlock) and isinstance(old, ResBlock):
                     new.grow_from(old)
                 else:
                     new.load_state_dict(old.state_dict())
