@@ -8,8 +8,6 @@ import io
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from wanviz.plots import plot_storyboard
 from wanviz.report import render
 
@@ -94,16 +92,13 @@ def frame(trace: Trace, beside: Trace | None = None, still: bytes | None = None)
 
 
 def poster(trace: Trace) -> bytes:
-    """A small PNG: the words whose maps are most concentrated, over the video."""
+    """A small PNG: the words whose maps stand out most, over the video."""
     from PIL import Image
 
-    words = [word for word in trace.words if word.tokens]
-    if not words or "words" in trace.record["failed"]:
+    clearest = [] if "words" in trace.record["failed"] else trace.clearest(POSTER_WORDS)
+    if not clearest:
         return _plain_poster(trace)
-    maps = [np.nan_to_num(trace.word_map(word).values) for word in words]
-    focus = [mass.max() / max(float(mass.mean()), 1e-12) for mass in maps]
-    best = sorted(np.argsort(focus, kind="stable")[-POSTER_WORDS:])
-    figure = plot_storyboard(trace, [words[i] for i in best])
+    figure = plot_storyboard(trace, sorted(clearest, key=lambda word: word.span))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=POSTER_DPI)
     return _small_png(Image.open(buffer).convert("RGB"))

@@ -474,17 +474,30 @@ class Trace:
             parts.append("failed: " + ", ".join(contents.record["failed"]))
         return " · ".join(parts)
 
-    def _peaks(self, count: int = 3) -> str:
+    def clearest(self, count: int) -> list[Word]:
+        """The words whose maps stand out most: by how much the peak exceeds the mean, in attention mass.
+
+        Not by how many times it does: a word that nobody reads has a high ratio of tiny masses.
+
+        Args:
+            count: at most so many.
+
+        Returns:
+            Words, the clearest first; without those that have no tokens, or whose map has holes.
+        """
         masses = self.maps[()].values
         found = []
         for word in self.words:
-            if not word.tokens:
-                continue
             mass = masses[list(word.tokens)].sum(axis=0)
-            if np.isfinite(mass).all():
-                peak = tuple(int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
-                found.append((float(mass.max() / max(mass.mean(), 1e-12)), word.text, peak))
+            if word.tokens and np.isfinite(mass).all():
+                found.append((float(mass.max() - mass.mean()), word))
         found.sort(key=lambda item: -item[0])
-        return ", ".join(
-            f"{text} at frame {f} row {h} column {w}" for _, text, (f, h, w) in found[:count]
-        )
+        return [word for _, word in found[:count]]
+
+    def _peaks(self, count: int = 3) -> str:
+        told = []
+        for word in self.clearest(count):
+            mass = self.maps[()].values[list(word.tokens)].sum(axis=0)
+            f, h, w = (int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
+            told.append(f"{word.text} at frame {f} row {h} column {w}")
+        return ", ".join(told)

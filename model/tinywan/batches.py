@@ -38,7 +38,7 @@ class Phase:
     steps: int
     num_frames: int  # pixel frames, 1 + 4k; 1 is a picture
     batch: int  # clips per step
-    micro_batch: int  # clips per backward pass; bounds the memory
+    micro_batch: int  # clips per backward pass, takes of one scene always together; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,9 @@ class Stage:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         shape = (scenes, config.vae.latent_channels, *latent)
         noise = torch.randn(shape, generator=generator)[scene_of]
-        sigma = flow.sample_sigma(scenes, self.shift, generator, self.between)[scene_of]
+        levels = flow.sample_sigma(scenes, self.shift, generator, self.between)
+        # in any order, so that what a scene is about tells nothing of its noise level
+        sigma = levels[torch.randperm(scenes, generator=generator)][scene_of]
         ids, mask = self.tokenizer(captions)
         if config.dit.mask_padding:  # nobody attends to it, so nobody needs to compute it
             longest = int(mask.sum(1).max())
@@ -252,7 +254,7 @@ class Stage:
         """What clip `number` of a step shows: a scene, or one of its other takes."""
         first, take = number - number % self.takes, number % self.takes
         rng = np.random.default_rng([self.seed, 2, step, first])
-        only = self.practise if first // self.takes % 3 else None
+        only = self.practise if (step + first // self.takes) % 3 else None
         scene = theatre.sample_scene(rng, world=self.config.world)
         while only == "wind" and scene.weather == "clear":  # nothing that it could blow
             scene = theatre.sample_scene(rng, world=self.config.world)

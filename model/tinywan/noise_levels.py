@@ -104,7 +104,7 @@ def plot_errors(
         boundary: noise level at which the experts part.
 
     Returns:
-        A figure, with the standard error over clips as a band.
+        A figure, noise on the left; the band is two standard errors over clips.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -112,7 +112,7 @@ def plot_errors(
     for (name, values), style in zip(errors.items(), ("-", "--", "-.", ":"), strict=False):
         ratio = values / first.mean(1, keepdims=True)
         mean = ratio.mean(1)
-        spread = (values - first).std(1) / first.mean(1) / np.sqrt(values.shape[1])
+        spread = 2 * (values - first).std(1) / first.mean(1) / np.sqrt(values.shape[1])
         (line,) = axes.plot(levels, mean, style, marker="o", markersize=3, label=name)
         axes.fill_between(levels, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
     axes.axvline(boundary, color="grey", linewidth=1)
@@ -120,7 +120,8 @@ def plot_errors(
         f"boundary_ratio {boundary}", (boundary, 1), (-4, -12), xycoords=("data", "axes fraction"),
         textcoords="offset points", ha="right", color="grey",
     )  # fmt: skip
-    axes.set_xlabel("noise level sigma")
+    axes.invert_xaxis()  # from noise to video, as a clip is drawn
+    axes.set_xlabel("noise level sigma; band: two standard errors over clips")
     axes.set_ylabel(f"velocity error / that of {next(iter(errors))}")
     axes.legend()
     return figure
@@ -137,18 +138,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         pipe = TextToVideoPipeline.from_pretrained(options.checkpoint, options.device)
-        denoisers: dict[str, DiT] = {}
+        clips = held_out_clips(pipe, options.clips)
+        errors = dict[str, NDArray[np.float64]]()
+        options.out.mkdir(parents=True, exist_ok=True)
         if options.trunk is not None:
             trunk = TextToVideoPipeline.from_pretrained(options.trunk, options.device)
-            denoisers["trunk"] = trunk.transformer
+            its_own = held_out_clips(trunk, options.clips)  # prompts as its text encoder tells them
+            if any(not torch.equal(a, b) for (a, _), (b, _) in zip(clips, its_own, strict=True)):
+                raise ConfigError(
+                    f"{options.trunk} has other latents, so that its errors cannot be compared: use the trunk "
+                    "that these noise experts were forked from, with the same VAE and of the same world"
+                )
+            errors |= velocity_errors({"trunk": trunk.transformer}, its_own)
+        denoisers: dict[str, DiT] = {}
         if pipe.transformer is pipe.transformer_2:
             denoisers["one denoiser"] = pipe.transformer
         else:
             denoisers["high-noise expert"] = pipe.transformer
             denoisers["low-noise expert"] = pipe.transformer_2
-        clips = held_out_clips(pipe, options.clips)
-        options.out.mkdir(parents=True, exist_ok=True)
-        errors = velocity_errors(denoisers, clips)
+        errors |= velocity_errors(denoisers, clips)
         boundary = pipe.config.boundary_ratio
         content: dict[str, Any] = {
             "levels": LEVELS,

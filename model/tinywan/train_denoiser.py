@@ -6,6 +6,7 @@ that no clip is seen twice and nothing is stored.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from tinywan.dit import Block, DiT
 from tinywan.errors import ConfigError
 from tinywan.grounding import outside_share, unheard_share, unread_share
 from tinywan.moe import MixtureOfExperts
-from tinywan.motion import warping_error
+from tinywan.motion import Motion, warping_error
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import ModelConfig
 from tinywan.probes import FACTORS
@@ -209,14 +210,14 @@ class Denoiser(nn.Module):
             told: `[b, factor]`, see `Batch.told`.
 
         Returns:
-            Mean cross-entropy over what was told, in nats; 0 where nothing was.
+            Mean over clips of the mean cross-entropy over what was told, in nats; 0 where nothing was.
         """
         seen = F.layer_norm(stream.float(), stream.shape[-1:]).mean(1)  # b c
         errors = [
-            F.cross_entropy(head(seen), told[:, number], ignore_index=UNTOLD, reduction="sum")
+            F.cross_entropy(head(seen), told[:, number], ignore_index=UNTOLD, reduction="none")
             for number, head in enumerate(self.recall.values())
         ]
-        return torch.stack(errors).sum() / (told != UNTOLD).sum().clamp(min=1)
+        return (torch.stack(errors).sum(0) / (told != UNTOLD).sum(1).clamp(min=1)).mean()
 
     def sides(self, sigma: Tensor) -> list[tuple[Tensor, DiT]]:
         """Who works on which rows of a batch.
@@ -275,6 +276,9 @@ def denoiser_loss(
     The less noise, the better it can be known what will be where, and the more grounding and focus
     count: where nobody can know yet, more weight on those who act would paint several of them.
 
+    Every part is a mean over clips, so that it does not matter in which portions a batch is gone through, as
+    long as takes of a scene stay together. Only the router's balance is that of a portion.
+
     Source: rectified flow, arXiv 2209.03003, equation 1; router: see moe.py; flow: see motion.py.
 
     Args:
@@ -308,7 +312,7 @@ def denoiser_loss(
     if recipe.focus and batch.focus is not None:
         known = (1 - batch.sigma).view(-1, 1, 1, 1, 1)
         weight = 1 + recipe.focus * known * batch.focus
-        loss = (weight * square).mean() / weight.mean()
+        loss = (weight / weight.mean((1, 2, 3, 4), keepdim=True) * square).mean()
     if recipe.identity and embeds.requires_grad:  # not where the text encoder stays as it is
         table = model.text_encoder.embed.weight
         parts["identity"] = mistaken(embeds, batch.ids, batch.mask, table)
@@ -346,7 +350,12 @@ def denoiser_loss(
     if recipe.flow and vae is not None and batch.motion is not None and clear.any():
         sigma = batch.sigma[clear].view(-1, 1, 1, 1, 1)
         guess = flow.predicted_clean(noisy[clear], predicted[clear], sigma)
-        parts["flow"] = warping_error(vae.decode(guess, chunk=None), batch.motion.rows(clear))
+        shown, moved = vae.decode(guess, chunk=None), batch.motion.rows(clear)
+        one_by_one = [
+            warping_error(video[None], Motion(way[None], seen[None]))
+            for video, way, seen in zip(shown, *moved, strict=True)
+        ]
+        parts["flow"] = torch.stack(one_by_one).mean()
         share = clear.sum() / len(clear)
         loss = loss + recipe.flow * share * parts["flow"]
     parts = {"loss": loss, **parts}
@@ -469,7 +478,8 @@ def train_denoiser(
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         phase = recipe.phase(step)
         batch = next(batches)
-        parts = torch.arange(len(batch)).split(phase.micro_batch)
+        together = math.ceil(phase.micro_batch / recipe.takes) * recipe.takes
+        parts = torch.arange(len(batch)).split(together)
         means: dict[str, float] = {}
         for i, part in enumerate(parts):
             loss, figures = denoiser_loss(model, batch.rows(part), recipe, vae)

@@ -173,7 +173,7 @@ def train_vae(
         vae.encoder.grow_from(start.encoder)
         if _decoder_sizes(start.config) == _decoder_sizes(config):
             vae.decoder.grow_from(start.decoder)
-        start.requires_grad_(False)
+        start = start.to(device).requires_grad_(False)
     vae.encoder.requires_grad_(not recipe.freeze_encoder)
     vae.decoder.requires_grad_(not recipe.freeze_decoder)
     if recipe.compiled:

@@ -167,7 +167,7 @@ def test_two_of_three_scenes_are_about_what_is_practised(vae, shown, practise):
     tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
     config = replace(fitted(preset("debug"), tokenizer), world="whole")
     phase = Phase(steps=1, num_frames=5, batch=36, micro_batch=36)
-    Clips(config, tokenizer, vae, takes=4, practise=practise).batch(1, phase)
+    Clips(config, tokenizer, vae, takes=4, practise=practise).batch(3, phase)
     scenes = [shown[first : first + 4] for first in range(0, 36, 4)]
     usual = {name for takes in scenes[::3] for name in different(takes)}
     about = [different(takes) for number, takes in enumerate(scenes) if number % 3]
@@ -176,6 +176,21 @@ def test_two_of_three_scenes_are_about_what_is_practised(vae, shown, practise):
     assert sum(found == {practise} for found in about) >= 4  # four draws are alike now and then
     if practise == "wind":
         assert all(takes[0].weather != "clear" for n, takes in enumerate(scenes) if n % 3)
+
+
+def test_what_is_practised_is_practised_at_all_noise_levels(vae):
+    tokenizer = UnigramTokenizer.from_pretrained(SHIPPED)
+    config = replace(fitted(preset("debug"), tokenizer), world="whole")
+    stage = Clips(config, tokenizer, vae, takes=2, practise="wind", shift=1.0).stage
+    phase = Phase(steps=1, num_frames=1, batch=4, micro_batch=4)
+    levels = []
+    for step in range(40):
+        staged = stage.staged(step, phase)
+        about = [(step + number) % 3 > 0 for number in staged.scene.tolist()]
+        levels += staged.sigma[torch.tensor(about)].tolist()
+    lowest, highest = np.quantile(levels, [0.2, 0.8])
+    assert lowest < 0.3
+    assert highest > 0.7
 
 
 def test_takes_are_one_scene_under_one_noise_with_other_deeds(vae, shown):

@@ -63,6 +63,27 @@ def test_the_command_writes_figures_and_numbers(pipe, tmp_path, capsys):
     assert "low-noise expert" in capsys.readouterr().out
 
 
+def test_the_trunk_is_asked_with_the_words_of_its_own_text_encoder(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "experts")
+    trunk = TextToVideoPipeline.from_preset("debug", seed=11)
+    trunk.vae = pipe.vae
+    trunk.save_pretrained(tmp_path / "trunk")
+    options = ["--checkpoint", str(tmp_path / "experts"), "--trunk", str(tmp_path / "trunk")]
+    assert main([*options, "--clips", "1", "--out", str(tmp_path)]) == 0
+    told = json.loads((tmp_path / "noise_levels.json").read_text())
+    stored = TextToVideoPipeline.from_pretrained(tmp_path / "trunk")
+    own = velocity_errors({"trunk": stored.transformer}, held_out_clips(stored, 1))
+    assert told["errors"]["trunk"] == pytest.approx(own["trunk"].mean(1).tolist(), rel=1e-6)
+
+
+def test_a_trunk_with_other_latents_is_refused(pipe, tmp_path, capsys):
+    pipe.save_pretrained(tmp_path / "experts")
+    TextToVideoPipeline.from_preset("debug", seed=11).save_pretrained(tmp_path / "trunk")
+    options = ["--checkpoint", str(tmp_path / "experts"), "--trunk", str(tmp_path / "trunk")]
+    assert main([*options, "--clips", "1", "--out", str(tmp_path)]) == 2
+    assert "has other latents" in capsys.readouterr().err
+
+
 def test_the_command_refuses_a_checkpoint_that_is_not_there(tmp_path, capsys):
     assert main(["--checkpoint", "nowhere", "--out", str(tmp_path)]) == 2
     assert "there is no checkpoint in nowhere" in capsys.readouterr().err

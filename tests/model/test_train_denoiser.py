@@ -88,7 +88,8 @@ def test_focus_counts_the_costume_more_the_less_noise_there_is(config):
     for focus in (2.0, 5.0):
         found, parts = denoiser_loss(model, batch, replace(recipe, focus=focus))
         weight = 1 + focus * (1 - share) * costume
-        expected = (weight * square).sum() / weight.sum()
+        every = (1, 2, 3, 4)  # a clip is as much as another, however large its costume
+        expected = ((weight * square).sum(every) / weight.sum(every)).mean()
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         assert parts["velocity"] == pytest.approx(plain.item(), rel=1e-5)
         assert found.item() != pytest.approx(plain.item(), rel=1e-4)
@@ -268,6 +269,32 @@ def test_half_precision_stays_near_the_whole_one(config):
     assert rounded.dtype == torch.float32
     assert exact.item() == pytest.approx(rounded.item(), rel=0.05)
     assert exact.item() != rounded.item()
+
+
+def test_a_batch_in_portions_teaches_what_the_whole_teaches(config):
+    pipe = TextToVideoPipeline.from_preset("debug", seed=3)
+    clips = Clips(
+        config, pipe.tokenizer, pipe.vae, motion=True, regions=True, focus=True, takes=2,
+        drop_prompt=0,
+    )  # fmt: skip
+    batch = clips.batch(0, Phase(steps=1, num_frames=5, batch=6, micro_batch=6))
+    batch = replace(batch, sigma=torch.tensor([0.2, 0.2, 0.9, 0.9, 0.95, 0.95]))
+    pipe.vae.requires_grad_(False)
+    recipe = replace(
+        RECIPE, contrast=3.0, recall=1.0, focus=2.0, grounding=1.0, flow=1.0, balance=0, z=0
+    )
+    model = speaking(config, two_experts=True).train()
+    gradients = []
+    for size in (6, 2):
+        model.zero_grad()
+        for part in torch.arange(6).split(size):
+            loss, _ = denoiser_loss(model, batch.rows(part), recipe, pipe.vae)
+            (loss * len(part) / 6).backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+    whole, portions = gradients
+    assert (whole - portions).norm() < 1e-4 * whole.norm()
 
 
 def clips_in_motion(config, count: int) -> tuple[Batch, CausalVAE]:

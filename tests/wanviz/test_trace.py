@@ -189,6 +189,21 @@ def test_an_unknown_axis_or_branch_gets_a_sentence(trace):
         trace.branch("neutral")
 
 
+def test_a_word_that_hardly_anybody_reads_is_not_among_the_clearest(painted):
+    trace = painted()
+    silent = next(word for word in trace.words if word.text == "的")
+    masses = trace.contents.arrays["cond/words/layer"]
+    masses[:, list(silent.tokens)] = 1e-6
+    masses[:, list(silent.tokens), 0, 0, 0] = 1e-3  # a thousand times its mean
+    told = [word.text for word in trace.clearest(len(trace.words))]
+    assert len(told) == len(trace.words)
+    assert told[-1] == "的"
+    assert trace.clearest(1)[0].text in repr(trace)
+    maps = [trace.word_map(word) for word in trace.clearest(3)]
+    heights = [float(each.max() - each.mean()) for each in maps]
+    assert heights == sorted(heights, reverse=True)
+
+
 def test_a_trace_tells_about_itself_in_one_line(trace):
     words = len(trace.words)
     assert re.fullmatch(
