@@ -398,10 +398,11 @@ def mistaken(embeds: Tensor, ids: Tensor, mask: Tensor, table: Tensor) -> Tensor
         table: `[v, c]` embeddings of the vocabulary, before the text encoder's blocks.
 
     Returns:
-        Mean cross-entropy in nats.
+        Mean over prompts of the mean cross-entropy of their tokens, in nats.
     """
-    cosines = F.normalize(embeds[mask].float(), dim=-1) @ F.normalize(table, dim=-1).T
-    return F.cross_entropy(SHARP * cosines, ids[mask])
+    cosines = F.normalize(embeds.float(), dim=-1) @ F.normalize(table, dim=-1).T  # b p v
+    errors = F.cross_entropy(SHARP * cosines.mT, ids, reduction="none")  # b p
+    return ((errors * mask).sum(1) / mask.sum(1)).mean()
 
 
 def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:

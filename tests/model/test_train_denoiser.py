@@ -281,7 +281,15 @@ def test_a_batch_in_portions_teaches_what_the_whole_teaches(config):
     batch = replace(batch, sigma=torch.tensor([0.2, 0.2, 0.9, 0.9, 0.95, 0.95]))
     pipe.vae.requires_grad_(False)
     recipe = replace(
-        RECIPE, contrast=3.0, recall=1.0, focus=2.0, grounding=1.0, flow=1.0, balance=0, z=0
+        RECIPE,
+        contrast=3.0,
+        recall=1.0,
+        focus=2.0,
+        grounding=1.0,
+        flow=1.0,
+        identity=1.0,
+        balance=0,
+        z=0,
     )
     model = speaking(config, two_experts=True).train()
     gradients = []
