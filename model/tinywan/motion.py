@@ -5,7 +5,9 @@ be frame t, wherever nothing gets covered: the difference is the warping error o
 arXiv 1808.00449, section 3.2. As a training loss it is asked of the frames that the VAE draws, and
 of those that the denoiser's present guess would decode to. Drops and flakes are left out: a decoder
 blurs them, and where each will be cannot be told from noise, so that a guess shows it nowhere or in
-several places. Who is asked to keep that steady leaves the rain out.
+several places. Who is asked to keep that steady leaves the rain out. So is what gets covered, and legs
+and arms that swing: a decoder smears them over their neighbours, and asked to keep these steady, it
+let people who run look as if they walked.
 """
 
 from typing import NamedTuple
@@ -16,9 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROUNDING = 1e-3  # of a pixel that interpolation takes from elsewhere by rounding alone
-BLUR = (
-    3  # pixels around drops and flakes that do not count either: both decoder and guess smear them
-)
+BLUR = 3  # pixels around what does not count that do not count either: decoder and guess smear it
 SAME_COLOR = 0.1  # of 2: a true clip's colours that differ more along the flow were covered
 
 
@@ -69,18 +69,23 @@ def true_motion(
         video: `[b, 3, F, H, W]` in [-1, 1].
         flow: `[b, F-1, H, W, 2]`.
         particles: bool `[b, F, H, W]`, drops, flakes and spray, which do not count; None counts everything.
-        around: pixels, within which what is near them does not count either.
+        around: pixels, within which what is near them, or near a colour that does not arrive, does not count either.
 
     Returns:
-        The motion; a pixel is visible where its colour arrives where the flow says.
+        The motion; a pixel is visible where its colour, and all colours around it, arrive where the flow says.
     """
     away = (warp_back(video, flow) - video[:, :, :-1]).abs().amax(1)
-    visible = away <= SAME_COLOR
+    visible = _grown(away > SAME_COLOR, around) == 0
     if particles is not None:
-        near = F.max_pool2d(particles.to(video.dtype), 2 * around + 1, stride=1, padding=around)
+        near = _grown(particles, around)
         arriving = warp_back(near[:, None], flow)[:, 0]
         visible &= (near[:, :-1] == 0) & (arriving < ROUNDING)
     return Motion(flow, visible)
+
+
+def _grown(mask: Tensor, around: int) -> Tensor:
+    """A mask `[b, F, H, W]` and all pixels within `around` of it, as 0 and 1."""
+    return F.max_pool2d(mask.float(), 2 * around + 1, stride=1, padding=around)
 
 
 def warping_error(video: Tensor, motion: Motion) -> Tensor:

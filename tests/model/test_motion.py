@@ -39,9 +39,12 @@ def test_half_a_pixel_is_interpolated():
 
 
 def test_a_rendered_clip_keeps_its_colours_along_its_flow(clip):
-    motion = true_motion(video_of(clip), torch.from_numpy(clip.flow)[None])
-    assert motion.visible.float().mean() > 0.8
-    assert warping_error(video_of(clip), motion) < 0.01
+    flow = torch.from_numpy(clip.flow)[None]
+    exact, apart = (true_motion(video_of(clip), flow, around=around) for around in (0, 3))
+    assert exact.visible.float().mean() > 0.8
+    assert not (apart.visible & ~exact.visible).any()
+    for motion in (exact, apart):
+        assert warping_error(video_of(clip), motion) < 0.01
 
 
 def test_flicker_raises_the_warping_error_by_its_size(clip):
@@ -53,12 +56,15 @@ def test_flicker_raises_the_warping_error_by_its_size(clip):
     assert raised.item() == pytest.approx(0.2, abs=0.02)
 
 
-def test_what_gets_covered_does_not_count():
-    video = torch.zeros(1, 3, 2, 4, 4)
-    video[:, :, 1, :, 2:] = 1  # a curtain falls over the right half
-    motion = true_motion(video, torch.zeros(1, 1, 4, 4, 2))
-    assert motion.visible[0, 0, 0].tolist() == [True, True, False, False]
-    assert warping_error(video, motion) == 0
+def test_what_gets_covered_and_what_is_beside_it_do_not_count():
+    video = torch.zeros(1, 3, 2, 4, 8)
+    video[:, :, 1, :, 5:] = 1  # a curtain falls over the right side
+    still = torch.zeros(1, 1, 4, 8, 2)
+    for around in (0, 2):
+        motion = true_motion(video, still, around=around)
+        seen = 5 - around
+        assert motion.visible[0, 0, 0].tolist() == [True] * seen + [False] * (8 - seen)
+        assert warping_error(video, motion) == 0
 
 
 def test_drops_and_what_is_around_them_do_not_count():
