@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -71,8 +72,8 @@ def plan(
     """
     adapter = adapter_for(pipe)
     options = _options(adapter, keep, frames, routing, branches, select, words, previews, links)
-    if not isinstance(prompt, str):
-        raise OptionError(f"prompt={prompt!r} is not one prompt: give a str")
+    one_prompt(prompt)
+    one_prompt(negative_prompt, "negative_prompt")
     if output_type not in ("np", "latent"):
         raise OptionError(f"output_type={output_type!r}: use 'np' or 'latent'")
     request = adapter.planned_request(
@@ -176,26 +177,52 @@ def observe(
         A trace; its `frames` are the video that was given.
 
     Raises:
-        OptionError: an option, a noise level or the video cannot be used.
+        OptionError: a prompt, an option, a noise level or the video cannot be used.
         BudgetError: more would be kept than the budget allows.
         PhraseError: one of `words` is not in the prompt.
+        CaptureError: no layer was seen, or a reducer failed.
     """
     adapter = adapter_for(pipe)
     options = _options(adapter, keep, frames, routing, branches, select, words)
     session = Session(adapter, options, None, parse_bytes(budget), observed=True)
-    shown = pixels(video)
-    clip = Clip(
-        video=(shown.movedim(-1, 0)[None] * 2 - 1),
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        sigmas=noise_levels(sigmas),
-        seed=seed,
-        branches=options.branches,
-    )
+    one_prompt(prompt)
+    one_prompt(negative_prompt, "negative_prompt")
+    shown, levels, number = pixels(video), noise_levels(sigmas), one_seed(seed)
+    clip = make_clip(shown, prompt, levels, number, negative_prompt, options.branches)
     with _watching(adapter, session, options):
         adapter.observe(clip)
         session.video(shown)
     return session.trace
+
+
+def make_clip(
+    shown: torch.Tensor,
+    prompt: str,
+    levels: tuple[float, ...],
+    seed: int,
+    negative_prompt: str = "",
+    branches: tuple[str, ...] = ("cond",),
+) -> Clip:
+    """A video of `pixels` at some `noise_levels`, as the adapter takes it."""
+    video = shown.movedim(-1, 0)[None] * 2 - 1
+    return Clip(video, prompt, negative_prompt, levels, seed, branches)
+
+
+def one_prompt(prompt: object, name: str = "prompt") -> None:
+    """Refuse what is not one prompt."""
+    if not isinstance(prompt, str):
+        raise OptionError(f"{name}={prompt!r}: give a str, one prompt")
+
+
+def one_seed(seed: object) -> int:
+    """The seed of a generator.
+
+    Raises:
+        OptionError: something else than a whole number that can seed one.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise OptionError(f"seed={seed!r}: give a whole number from 0, e.g. 7")
+    return int(seed)
 
 
 def pixels(video: Any) -> torch.Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wanviz.errors import CaptureError, OptionError, ReportError, WanvizError
+from wanviz.errors import BudgetError, CaptureError, OptionError, ReportError, WanvizError
 
 if TYPE_CHECKING:  # torch and matplotlib take seconds: `wanviz --help` must not
     from wanviz.trace import Trace
@@ -69,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explain(arguments: argparse.Namespace) -> None:
     """`wanviz explain`: draw, watch, and write video, report, trace and storyboard."""
+    _check(arguments)
     folder: Path = arguments.out
     with _prepared(folder) as drafts:
         _say("loading the model")
@@ -76,25 +79,25 @@ def explain(arguments: argparse.Namespace) -> None:
         from wanviz.adapters import adapter_for
 
         pipe, draw = _load(arguments)
-        asked = {
+        small = adapter_for(pipe).can_preview  # what is asked for on top costs little there
+        watched = {"words": arguments.words, "previews": small, "links": small}
+        sizes = {
             "negative_prompt": arguments.negative,
             "height": arguments.height,
             "width": arguments.width,
             "num_frames": arguments.num_frames,
             "num_inference_steps": arguments.steps,
-            "guidance_scale": arguments.guidance,
-            "seed": arguments.seed,
         }
+        planned = wanviz.plan(pipe, arguments.prompt, **watched, **sizes)
+        _check_budget(planned.nbytes, arguments.budget)
+        asked = {**sizes, "guidance_scale": arguments.guidance, "seed": arguments.seed}
         given = {name: value for name, value in asked.items() if value is not None}
         _say("drawing the video and watching its attention")
         started = time.perf_counter()
         trace, problem = None, None
         with _warnings_as_sentences():
             try:
-                small = adapter_for(pipe).can_preview  # what is asked for on top costs little there
-                with wanviz.capture(
-                    pipe, previews=small, links=small, budget=arguments.budget
-                ) as trace:
+                with wanviz.capture(pipe, **watched, budget=arguments.budget) as trace:
                     draw(arguments.prompt, **given)
             except CaptureError as error:  # the video was drawn; what was captured is worth a file
                 if trace is None or trace.frames is None:
@@ -109,11 +112,42 @@ def explain(arguments: argparse.Namespace) -> None:
         raise problem
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Find what no model can do before one is loaded."""
+    from wanviz.grid import TEMPORAL_STRIDE, token_grid
+    from wanviz.layout import parse_bytes
+
+    parse_bytes(arguments.budget)
+    if arguments.steps is not None and arguments.steps < 1:
+        raise OptionError(f"--steps {arguments.steps}: use a whole number from 1")
+    if not 0 <= arguments.seed < 2**63:
+        raise OptionError(f"--seed {arguments.seed}: use a whole number from 0 below 2**63, e.g. 7")
+    if arguments.guidance is not None and not math.isfinite(arguments.guidance):
+        raise OptionError(f"--guidance {arguments.guidance}: use a finite number, e.g. 5")
+    if arguments.num_frames is not None:  # the sides are the model's matter
+        stride, patch = (TEMPORAL_STRIDE, 1, 1), (1, 1, 1)
+        token_grid(arguments.num_frames, 1, 1, vae_stride=stride, patch_size=patch)
+
+
+def _check_budget(needed: int, budget: str) -> None:
+    """Refuse what capture would refuse, in options that the command has."""
+    from wanviz.layout import format_bytes, parse_bytes
+
+    if needed > parse_bytes(budget):
+        raise BudgetError(
+            f"{format_bytes(needed)} would be kept and --budget is {format_bytes(parse_bytes(budget))}: keep a few "
+            "words (--words cat,rain), draw less (--steps, --num-frames, --height, --width), or raise --budget"
+        )
+
+
 def sweep_prompts(arguments: argparse.Namespace) -> int:
     """`wanviz sweep`: a trace for every prompt of a file; under torchrun, shared among the processes."""
     from wanviz.adapters import is_diffusers
-    from wanviz.sweep import read_lines, sweep, write_index
+    from wanviz.layout import parse_bytes
+    from wanviz.sweep import check_parquet, read_lines, sweep, write_index
 
+    parse_bytes(arguments.budget)
+    check_parquet()
     rank, world = (
         int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1))
     )
@@ -132,21 +166,23 @@ def sweep_prompts(arguments: argparse.Namespace) -> int:
             arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
         if (arguments.device or "").startswith("cuda"):
             arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
-    if rank == 0:
-        _say(f"loading the model for {len(lines)} prompts")
-    pipe, draw = _load(arguments)
+
+    def load() -> tuple[Any, Callable[..., Any]]:
+        if rank == 0:
+            _say("loading the model")
+        return _load(arguments)
+
     options = {"budget": arguments.budget, "frames": arguments.frames or None}
     with _warnings_as_sentences():
-        failed = sweep(
-            pipe, draw, lines, arguments.out, options, rank, world, progress_bar=rank == 0
-        )
+        rows = sweep(load, lines, arguments.out, options, rank, world, progress_bar=rank == 0)
     if world > 1:
-        counts = [0] * world
-        dist.all_gather_object(counts, failed)
+        everybody: list[Any] = [None] * world
+        dist.all_gather_object(everybody, rows)
         dist.destroy_process_group()
-        failed = sum(counts)
+        rows = [row for part in everybody for row in part]
+    failed = sum(row["error"] is not None for row in rows)
     if rank == 0:
-        print(f"index    {write_index(lines, arguments.out)}")
+        print(f"index    {write_index(rows, arguments.out)}")
         print(f"traces   {len(lines) - failed} of {len(lines)} in {arguments.out}")
         if failed:
             print(
@@ -254,6 +290,12 @@ def _parser() -> Parser:
     draw.add_argument("--steps", type=int, help="denoising steps")
     draw.add_argument("--guidance", type=float, help="how strictly to follow the prompt")
     draw.add_argument("--negative", default="", help="what to keep out of the video")
+    draw.add_argument(
+        "--words",
+        type=_phrases,
+        action="extend",
+        help="phrases of the prompt to keep maps of, e.g. cat,rain; all others together (default: every word)",
+    )
     draw.add_argument("--num-frames", type=int, help="frames to draw: 1 + 4k, e.g. 17")
     draw.add_argument("--height", type=int, help="pixel rows")
     draw.add_argument("--width", type=int, help="pixel columns")
@@ -309,6 +351,13 @@ def _prompt(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: say in words what to draw")
     return text
+
+
+def _phrases(text: str) -> list[str]:
+    found = [phrase.strip() for phrase in re.split("[,，、]", text) if phrase.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("it names no phrase of the prompt: write e.g. cat,rain")
+    return found
 
 
 @contextmanager

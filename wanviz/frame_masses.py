@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,8 +110,8 @@ class FrameMasses:
         return arrays
 
 
-def sampled_rows(grid: Grid, layer: int, step: int, count: int = SAMPLED_ROWS) -> Tensor:
-    """Which query tokens stand for their frame: one drawn from each of `count` equal stretches of it.
+def sampled_rows(grid: Grid, layer: int, step: int) -> Tensor:
+    """Which query tokens stand for their frame: one drawn from each of `SAMPLED_ROWS` equal stretches of it.
 
     Layers and steps draw apart, the same for the same numbers; no global generator is touched. Stretches
     of a frame differ, so that the error that is computed as if all rows had been drawn freely is rather too
@@ -120,12 +121,11 @@ def sampled_rows(grid: Grid, layer: int, step: int, count: int = SAMPLED_ROWS) -
         grid: of the video tokens.
         layer: number of the layer.
         step: number of the denoising step.
-        count: rows of each frame; all where a frame has no more.
 
     Returns:
-        int64 `[f, m]` indices of tokens, on the CPU.
+        int64 `[f, m]` indices of tokens, on the CPU; all of them where a frame has no more.
     """
-    places = grid.rows_and_columns
+    places, count = grid.rows_and_columns, SAMPLED_ROWS
     starts = torch.arange(grid.frames)[:, None] * places
     if places <= count:
         return starts + torch.arange(places)
@@ -185,18 +185,23 @@ def _temporal_masses(event: Event, chosen: list[int]) -> Tensor:
 
 def _full_masses(event: Event, chosen: list[int]) -> Tensor:
     """[n f f] of attention from every token to every token."""
-    places = event.grid.rows_and_columns
+    shape = event.grid.frames, event.grid.rows_and_columns
     rows = torch.arange(event.grid.tokens)
-    found = [
-        mass.unflatten(1, (event.grid.frames, places)).mean(dim=2)
-        for mass in _masses_by_heads(event, chosen, rows)
-    ]
-    return torch.cat(found)
+    return _masses(event, chosen, rows, lambda mass: mass.unflatten(1, shape).mean(dim=2))
 
 
 def _row_masses(event: Event, chosen: list[int], rows: Tensor) -> Tensor:
     """[n r f] of attention from some tokens to every token."""
-    return torch.cat(list(_masses_by_heads(event, chosen, rows)))
+    return _masses(event, chosen, rows, lambda mass: mass)
+
+
+def _masses(
+    event: Event, chosen: list[int], rows: Tensor, reduce: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`reduce` of the mass that some query tokens lay on each frame, [n r f], for a few heads at a time."""
+    if event.shard is not None:
+        return _shared_masses(event, event.shard, chosen, rows, reduce)
+    return torch.cat([reduce(mass) for mass in _masses_by_heads(event, chosen, rows)])
 
 
 def _masses_by_heads(event: Event, chosen: list[int], rows: Tensor) -> Iterator[Tensor]:
@@ -207,10 +212,6 @@ def _masses_by_heads(event: Event, chosen: list[int], rows: Tensor) -> Iterator[
     it shares its work out by queries, and few of them leave most of it idle: there, few queries' logits are held.
     """
     assert event.q is not None and event.k is not None
-    if event.shard is not None:
-        for head in chosen:
-            yield torch.cat(list(_shared_head_masses(event, event.shard, head, rows)))[None]
-        return
     frames, places = event.grid.frames, event.grid.rows_and_columns
     device, (_, tokens, width) = event.k.device, event.k.shape
     everything = len(rows) == tokens
@@ -257,29 +258,84 @@ def few_row_masses(q: Tensor, k: Tensor, frames: int) -> Tensor:
     return torch.cat(found)
 
 
-def _shared_head_masses(event: Event, shard: Shard, head: int, rows: Tensor) -> Iterator[Tensor]:
-    """[r f] chunk by chunk of one head, where each process holds a part of the queries and of the keys.
+class _Part:
+    """The work of one process for all that share a video; once it failed it is NaN, since the others wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing has failed."""
+        self._device = device
+        self.failure: Exception | None = None
+
+    def of(self, shape: tuple[int, ...], work: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """What some work makes of its inputs; `shape` is what the others expect, () for what stays here."""
+        if self.failure is None:
+            try:
+                return work(*inputs)
+            except Exception as error:  # without its frames, which hold the model's tensors
+                self.failure = error.with_traceback(None)
+        return torch.full(shape, torch.nan, device=self._device)
+
+
+def _shared_masses(
+    event: Event,
+    shard: Shard,
+    chosen: list[int],
+    rows: Tensor,
+    reduce: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """As `_masses`, where each process holds a part of the queries and of the keys.
+
+    What fails in one is raised when all is said, so that no other waits for it in vain.
+    """
+    assert event.q is not None
+    part = _Part(event.q.device)
+    found = []
+    for head in chosen:
+        mass = _shared_head_masses(event, shard, head, rows, part)  # r f
+        found.append(part.of((), reduce, mass[None]))
+    if part.failure is not None:
+        raise part.failure
+    return torch.cat(found)
+
+
+def _shared_head_masses(event: Event, shard: Shard, head: int, rows: Tensor, part: _Part) -> Tensor:
+    """[r f] of one head.
 
     Everybody is told the queries that are asked for, finds log Σ exp of their logits for each frame over its
     own keys, and these are joined: what travels is small beside the keys.
     """
     assert event.q is not None and event.k is not None
+    q, k, rotary, group = event.q[head], event.k[head], event.rotary, shard.group
+    (tokens, width), device = q.shape, q.device
     frames, places = event.grid.frames, event.grid.rows_and_columns
-    q, group = event.q, shard.group
-    held = range(shard.start, shard.start + q.shape[1])
-    mine = (rows >= held.start) & (rows < held.stop)
-    local = (rows[mine] - held.start).to(q.device)
-    rotary = None if event.rotary is None else (event.rotary[0][local], event.rotary[1][local])
-    asked = torch.zeros(len(rows), q.shape[-1], device=q.device)
-    asked[mine.to(q.device)] = turned(q[head, local], rotary).float()
+    start, stop = shard.start, shard.start + tokens
+
+    def queries() -> Tensor:
+        mine = (rows >= start) & (rows < stop)
+        here = (rows[mine] - start).to(device)
+        turn = None if rotary is None else (rotary[0][here], rotary[1][here])
+        asked = torch.zeros(len(rows), width, device=device)
+        asked[mine.to(device)] = turned(q[here], turn).float()
+        return asked
+
+    def sums(asked: Tensor, keys: Tensor) -> Tensor:
+        logits = asked @ keys * width**-0.5  # r l
+        found = torch.full((len(asked), frames), -torch.inf, device=device)
+        for frame in range(start // places, -(-stop // places)):
+            its = slice(max(0, frame * places - start), (frame + 1) * places - start)
+            found[:, frame] = logits[:, its].logsumexp(dim=1)
+        return found
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts).logsumexp(dim=0).softmax(dim=-1)
+
+    asked = part.of((len(rows), width), queries)
     torch.distributed.all_reduce(asked, group=group)
-    keys = turned(event.k[head], event.rotary).float().T  # d l, of this process
-    frame_of = (torch.arange(held.start, held.stop) // places).to(q.device)
-    for span in chunks(len(rows), 4 * keys.shape[1], q.device):
-        logits = asked[span] @ keys * keys.shape[0] ** -0.5  # r l
-        sums = torch.full((logits.shape[0], frames), -torch.inf, device=q.device)
-        for frame in frame_of.unique().tolist():
-            sums[:, frame] = logits[:, frame_of == frame].logsumexp(dim=1)
-        parts = [torch.empty_like(sums) for _ in range(torch.distributed.get_world_size(group))]
-        torch.distributed.all_gather(parts, sums, group=group)
-        yield torch.stack(parts).logsumexp(dim=0).softmax(dim=-1)  # r f
+    keys = part.of((), lambda: turned(k, rotary).float().T)  # d l, of this process
+    found = []
+    for span in chunks(len(rows), 4 * tokens, device):
+        mine = part.of((span.stop - span.start, frames), sums, asked[span], keys)
+        parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(parts, mine, group=group)
+        found.append(part.of((), joined, parts))
+    return part.of((), torch.cat, found)

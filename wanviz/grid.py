@@ -83,25 +83,25 @@ def token_grid(
     )
 
 
-def pixel_frames(latent_frame: int, stride: int = TEMPORAL_STRIDE) -> range:
+def pixel_frames(latent_frame: int) -> range:
     """The pixel frames that one latent frame stands for: 0 -> 0, i -> 4i-3 .. 4i."""
     if latent_frame < 0:
         raise OptionError(f"latent_frame={latent_frame} is negative: latent frames count from 0")
     if latent_frame == 0:
         return range(1)
-    return range(stride * (latent_frame - 1) + 1, stride * latent_frame + 1)
+    return range(TEMPORAL_STRIDE * (latent_frame - 1) + 1, TEMPORAL_STRIDE * latent_frame + 1)
 
 
-def latent_frame(pixel_frame: int, stride: int = TEMPORAL_STRIDE) -> int:
+def latent_frame(pixel_frame: int) -> int:
     """The latent frame in which one pixel frame lies."""
     if pixel_frame < 0:
         raise OptionError(f"pixel_frame={pixel_frame} is negative: pixel frames count from 0")
-    return -(-pixel_frame // stride)
+    return -(-pixel_frame // TEMPORAL_STRIDE)
 
 
-def pixel_frame_label(frame: int, stride: int = TEMPORAL_STRIDE) -> str:
+def pixel_frame_label(frame: int) -> str:
     """The pixel frames of a latent frame as people read them: "0", "1-4", "5-8"."""
-    span = pixel_frames(frame, stride)
+    span = pixel_frames(frame)
     return str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}"
 
 

@@ -1,15 +1,11 @@
-"""Choosing hooks by name, and taking every one of them away again."""
+"""Hooks on modules and methods, and taking every one of them away again."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
-
-from wanviz.errors import OptionError
 
 
 class Removable(Protocol):
@@ -31,38 +27,6 @@ class Hookable(Protocol):
         self, hook: Callable[..., Any], *, with_kwargs: bool = False, prepend: bool = False
     ) -> Removable:
         """Call hook(module, inputs), or hook(module, args, kwargs), before every forward."""
-
-
-def match_hooks(names: Iterable[str], pattern: str) -> tuple[str, ...]:
-    """The hook names that a glob selects, e.g. "blocks.*.cross_attn.q".
-
-    Args:
-        names: the hook names on offer.
-        pattern: a name, or a glob with *, ? and [].
-
-    Returns:
-        The matching names, in the order given.
-
-    Raises:
-        OptionError: no name matches; the sentence names the nearest.
-    """
-    names = tuple(names)
-    found = tuple(name for name in names if fnmatch.fnmatchcase(name, pattern))
-    if found:
-        return found
-    if not names:
-        raise OptionError(f"no hook matches {pattern!r}: this pipeline offers no hooks")
-    general = [_general(name) for name in names]  # block numbers as *, as people write globs
-    near = difflib.get_close_matches(pattern, list(dict.fromkeys(general)), n=1, cutoff=0.0)
-    raise OptionError(
-        f"no hook matches {pattern!r}; nearest: {near[0]!r}"
-        if near
-        else f"no hook matches {pattern!r}; there are e.g. {general[0]!r}"
-    )
-
-
-def _general(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 Arguments: TypeAlias = tuple[Any, ...]
@@ -199,9 +163,18 @@ class HookSet:
         self._handles.append(_Ear(owner, name, listen))
 
     def remove(self) -> None:
-        """Take all hooks away, the last one first; a second call does nothing."""
+        """Take all hooks away, the last one first; a second call does nothing.
+
+        One that cannot be removed keeps no other in place; the first such error is raised at the end.
+        """
+        errors = []
         while self._handles:
-            self._handles.pop().remove()
+            try:
+                self._handles.pop().remove()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def __len__(self) -> int:
         """How many hooks are in place."""
@@ -217,5 +190,10 @@ class HookSet:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take all hooks away."""
-        self.remove()
+        """Take all hooks away; what was raised inside stays what is raised."""
+        try:
+            self.remove()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"and a hook could not be removed: {failure!r}")

@@ -7,18 +7,36 @@ dtype, and no reducer draws random numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wanviz.errors import CaptureError
 from wanviz.events import Event
 from wanviz.frame_masses import FrameMasses
 from wanviz.layout import ArraySpec
 from wanviz.links import Links
-from wanviz.running import Labels, RunningMean, chosen_heads, chunks
+from wanviz.running import Labels, RunningMean, chunks
 from wanviz.words import EncodedPrompt
+
+
+class _Places:
+    """Some places of an axis; their index is sent to a device once, so that no event waits for it."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        self._count = len(places)
+        self._index = {torch.device("cpu"): torch.tensor(places, dtype=torch.long)}
+
+    def of(self, x: Tensor, dim: int) -> Tensor:
+        """These places of one axis; all of them are not copied."""
+        if self._count == x.shape[dim]:
+            return x
+        if x.device not in self._index:
+            self._index[x.device] = self._index[torch.device("cpu")].to(x.device)
+        return x.index_select(dim, self._index[x.device])
 
 
 class WordMasses:
@@ -39,8 +57,10 @@ class WordMasses:
         """
         prefix = f"{branch}/words/"
         self._used = prompt.num_tokens + 1
-        self._kept = prompt.columns  # None keeps every token
-        self._heads = list(labels["head"])
+        self._kept = None if prompt.columns is None else _Places(prompt.columns)  # None keeps all
+        self._heads = _Places(labels["head"])
+        self._once: dict[tuple[str, int], bool] = {}  # noise expert, layer -> pads counted once
+        self._alike: dict[tuple[str, int], Tensor] = {}  # … -> whether they were in every event
         self.pads_equal = True  # whether every event's padding keys were one and the same
         self.pads = 0  # most padding keys that any event attended to; 0 where they are masked
         self._means = [RunningMean(s, labels) for s in specs if s.name.startswith(prefix)]
@@ -50,7 +70,7 @@ class WordMasses:
     def consume(self, event: Event) -> None:
         """softmax(q kᵀ / √d) over all keys, in chunks of queries."""
         assert event.q is not None and event.k is not None
-        q, k = chosen_heads(event.q, self._heads), chosen_heads(event.k, self._heads).float()
+        q, k = self._heads.of(event.q, 0), self._heads.of(event.k, 0).float()
         heads, tokens, width = q.shape  # n l d, n p d
         pads = k.shape[1] - self._used
         if pads < 0:
@@ -61,9 +81,7 @@ class WordMasses:
         # Padding rows are zeros before the text projection, so their keys are one and the same
         # and can be counted once: Σ exp(s) over m equal logits is exp(s + log m). Where the keys
         # are not equal bit for bit, every one is computed.
-        once = pads > 1 and torch.equal(
-            k[:, self._used :], k[:, self._used : self._used + 1].expand(-1, pads, -1)
-        )
+        once = pads > 1 and self._count_once(event, k[:, self._used :])
         self.pads_equal &= once or pads < 2
         keys = k[:, : self._used + 1] if once else k
         keys = keys * width**-0.5
@@ -82,6 +100,19 @@ class WordMasses:
             kept.group = None if event.shard is None else event.shard.group
             kept.count(event)
 
+    def _count_once(self, event: Event, pads: Tensor) -> bool:
+        """Whether a layer's padding keys [n m d] are one and the same, which is asked once: a GPU is waited for.
+
+        They come from one embedding in every step; that they stay alike is looked at on the way and read at the end.
+        """
+        place = event.moment.noise_expert, event.layer
+        alike = (pads == pads[:, :1]).all()
+        if place not in self._once:
+            self._once[place], self._alike[place] = bool(alike), alike
+        elif self._once[place]:
+            self._alike[place] = self._alike[place] & alike
+        return self._once[place]
+
     def _columns(self, mass: Tensor, single_pad: bool) -> Tensor:
         """[n p l] over all keys -> [n, kept tokens, </s>, padding and (others) , l]."""
         used = self._used
@@ -90,14 +121,24 @@ class WordMasses:
             padding = padding.sum(dim=1, keepdim=True)
         if self._kept is None:
             return mass if single_pad else torch.cat((mass[:, :used], padding), dim=1)
-        kept = mass[:, list(self._kept)]
+        kept = self._kept.of(mass, 1)
         own = mass[:, : used - 1].sum(dim=1, keepdim=True)
         others = own - kept.sum(dim=1, keepdim=True)
         return torch.cat((kept, mass[:, used - 1 : used], padding, others.clamp_(min=0)), dim=1)
 
     def finish(self) -> dict[str, NDArray[np.float32]]:
-        """[kept axes …, token and special, f, h, w]."""
-        return {mean.spec.name: mean.finish() for mean in self._means}
+        """[kept axes …, token and special, f, h, w].
+
+        Raises:
+            CaptureError: padding keys that were counted once differed later.
+        """
+        found = {mean.spec.name: mean.finish() for mean in self._means}
+        if any(self._once[place] and not alike for place, alike in self._alike.items()):
+            raise CaptureError(
+                "the padding's keys were alike in the first step, and so counted once, and differed in a later one: "
+                "let what changes them act from the first step on"
+            )
+        return found
 
 
 class RoutingCounts:

@@ -42,12 +42,12 @@ class _Video:
     group: Any = None  # of torch.distributed, where processes share the video
 
     def consume(self, event: Event) -> None:
-        """Reduce one event; a failure switches that reducer off and is told at the end."""
+        """Reduce one event; a failure is told at the end, and switches that reducer off where no other waits for it."""
         watched = event.layer in self.labels["layer"] and event.moment.step in self.labels["step"]
         for (branch, what), reducer in self.reducers.items():
             if not watched or branch != event.branch or event.kind not in reducer.kinds:
                 continue
-            if what in self.failures:
+            if what in self.failures and event.shard is None:
                 continue
             tensor = event.q if event.q is not None else event.expert_ids
             assert tensor is not None
@@ -56,7 +56,7 @@ class _Video:
                 with full_precision(tensor.device):
                     reducer.consume(event)
             except Exception as error:  # without its frames, which hold the model's tensors
-                self.failures[what] = error.with_traceback(None)
+                self.failures.setdefault(what, error.with_traceback(None))
             else:
                 self.seen[branch, what].add((event.layer, event.moment.step))
         if event.shard is not None:
@@ -283,14 +283,26 @@ class Session:
             video.previews.append((steps.index(step), seen))
 
     def end(self, broken: bool) -> None:
-        """Fill the trace; `broken` says that another exception is on its way."""
+        """Fill the trace; `broken` says that another exception is on its way, which is not to be hidden."""
+        try:
+            self._fill(broken)
+        except Exception as error:
+            if not broken:
+                raise
+            self.trace.leave_empty(
+                f"the run broke off, and no trace could be made of it ({type(error).__name__}: {error})"
+            )
+        if not broken:
+            self._tell()
+
+    def _fill(self, broken: bool) -> None:
         request = self._request
         silent = not any(any(v.seen.values()) or v.failures for v in self._videos)
         if request is not None and silent and not self._nothing_selected_ran():
             request = None
             self._why_empty = (
-                f"the denoiser ran {len(self._steps)} steps and no layer was seen: was the model "
-                "compiled inside the `with` block, or its blocks replaced? Do that before it"
+                f"the denoiser ran {len(self._steps)} steps and no layer was seen: were its blocks "
+                "replaced inside the `with` block, or compiled there? Do that before it"
             )
         if request is None:
             self.trace.leave_empty(self._why_empty)
@@ -300,8 +312,6 @@ class Session:
         for video in self._videos:
             video.agree(broken)
         self.trace.fill(*(self._contents(request, number) for number in range(len(self._videos))))
-        if not broken:
-            self._tell()
 
     def _nothing_selected_ran(self) -> bool:
         """Whether a run ended before the first step that was to be watched."""

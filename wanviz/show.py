@@ -98,7 +98,8 @@ def poster(trace: Trace) -> bytes:
     clearest = [] if "words" in trace.record["failed"] else trace.clearest(POSTER_WORDS)
     if not clearest:
         return _plain_poster(trace)
-    figure = plot_storyboard(trace, sorted(clearest, key=lambda word: word.span))
+    clearest.sort(key=lambda word: word.span)
+    figure = plot_storyboard(trace, clearest)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=POSTER_DPI)
     return _small_png(Image.open(buffer).convert("RGB"))

@@ -291,7 +291,7 @@ class Trace:
 
     @property
     def prompt(self) -> str:
-        """The prompt, as given."""
+        """The prompt of the first branch, as it was tokenised: real Wan cleans it; record["prompt"] is as given."""
         return self._first.prompt
 
     @property

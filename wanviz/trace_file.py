@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,23 @@ FORMAT = 2
 Arrays = dict[str, NDArray[Any]]
 
 
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON has not, so that an odd option costs nobody the trace."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_trace(path: str | os.PathLike[str], arrays: Arrays, header: dict[str, Any]) -> None:
     """Write a trace so that a reader sees the old file or the whole new one, never a part.
 
     Raises:
         TraceFileError: the path names no file, or the folder is missing, unwritable or full.
     """
-    text = json.dumps({"format": FORMAT, **header}, ensure_ascii=True, allow_nan=False)
+    told = {"format": FORMAT, **_finite(header)}
+    text = json.dumps(told, ensure_ascii=True, allow_nan=False)
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     metadata = {"wanviz": text, "sha256": _digest(text, whole)}
     write_whole(path, safetensors.numpy.save(whole, metadata), "the trace", TraceFileError)

@@ -1,8 +1,9 @@
 """The three ways of looking: within a frame, across frames, and at the words.
 
-One class computes all of them, always with PyTorch's fused kernel. The `nn.Identity` submodules
-`q`, `k`, `v` and `out` are taps: they cost nothing, and a forward hook on them sees (or replaces)
-the tensor that attention really uses.
+One class computes all of them, with PyTorch's fused kernel; only on a GPU, where lines of few
+frames would leave that nearly empty, `attend_few` stands in. The `nn.Identity` submodules `q`, `k`,
+`v` and `out` are taps: they cost nothing, and a forward hook on them sees (or replaces) the tensor
+that attention really uses.
 """
 
 from functools import lru_cache
@@ -21,6 +22,7 @@ Pattern = Literal["full", "spatial", "temporal", "cross"]
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what is remembered must serve training too
 def window_mask(sizes: tuple[int, ...], radius: int) -> Tensor:
     """Which positions of a line or a plane lie within `radius` of each other, along every axis.
 
@@ -37,7 +39,16 @@ def window_mask(sizes: tuple[int, ...], radius: int) -> Tensor:
 
 
 def biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """What is added to the logits: a bias, and minus infinity where a bool mask is False."""
+    """What is added to the logits: a bias, and minus infinity where a bool mask is False.
+
+    Args:
+        mask: bool, True where attention is allowed; None allows it everywhere.
+        bias: float, of a form that broadcasts with that of the mask; None adds nothing.
+
+    Returns:
+        The bias with minus infinity in it, in the form that both broadcast to; the one as it is where the other
+        is None, and None where both are.
+    """
     if mask is None or bias is None:
         return mask if bias is None else bias
     return torch.where(mask, bias, float("-inf"))

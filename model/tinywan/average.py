@@ -23,14 +23,14 @@ def average(pipes: Sequence[TextToVideoPipeline]) -> TextToVideoPipeline:
     """The mean of the weights of several pipelines, part by part.
 
     Args:
-        pipes: two or more, of the same sizes and with the same tokens; they stay as they are. One denoiser for all
-            noise levels counts as both noise experts.
+        pipes: two or more, of the same sizes and with the same tokens, all with two noise experts or all with one
+            denoiser for all noise levels; they stay as they are.
 
     Returns:
         A pipeline on the CPU in float32; what is the same in all of them is the same in it.
 
     Raises:
-        ConfigError: for fewer than two, or where sizes or tokens differ.
+        ConfigError: for fewer than two, or where sizes, tokens or the number of noise experts differ.
     """
     if len(pipes) < 2:
         raise ConfigError(f"{len(pipes)} checkpoint has no mean but itself: name two or more")

@@ -38,7 +38,9 @@ class Phase:
     steps: int
     num_frames: int  # pixel frames, 1 + 4k; 1 is a picture
     batch: int  # clips per step
-    micro_batch: int  # clips per backward pass, takes of one scene always together; bounds the memory
+    micro_batch: (
+        int  # clips per backward pass, takes of one scene always together; bounds the memory
+    )
 
 
 @dataclass(frozen=True)

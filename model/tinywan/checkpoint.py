@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -44,28 +45,59 @@ def save_checkpoint(
     modules: dict[str, nn.Module],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a checkpoint.
+    """Write a checkpoint, all of it or nothing; other files of the folder stay where they are.
 
     Args:
-        folder: made if missing.
+        folder: made if missing; a checkpoint in it is replaced.
         config: of the model.
         tokenizer: goes into `tokenizer.json`.
         modules: by file stem, e.g. "vae", "text_encoder", "transformer".
         dtype: in which the weights are stored.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    sums = {"tokenizer.json": _sha256((folder / "tokenizer.json").read_bytes())}
-    fields = config.to_dict()
-    sums["model"] = _sha256_of_fields(fields)
-    for name, module in modules.items():
-        tensors = {k: v.to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
-        content = save_safetensors(tensors, metadata={"format": FORMAT})
-        write_atomically(folder / f"{name}.safetensors", content)
-        sums[f"{name}.safetensors"] = _sha256(content)
-    header = {"format": FORMAT, "model": fields, "sha256": sums}
-    text = json.dumps(header, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / "config.json", text.encode())
+    # beside the folder, or in it where it may be all that can be written to
+    around = folder if folder.exists() else folder.parent
+    around.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=around) as part:
+        new = Path(part) / "new"
+        tokenizer.save_pretrained(new)
+        sums = {"tokenizer.json": _sha256((new / "tokenizer.json").read_bytes())}
+        fields = config.to_dict()
+        sums["model"] = _sha256_of_fields(fields)
+        for name, module in modules.items():
+            tensors = {k: v.to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
+            content = save_safetensors(tensors, metadata={"format": FORMAT})
+            (new / f"{name}.safetensors").write_bytes(content)
+            sums[f"{name}.safetensors"] = _sha256(content)
+        header = {"format": FORMAT, "model": fields, "sha256": sums}
+        text = json.dumps(header, indent=1, ensure_ascii=False) + "\n"
+        (new / "config.json").write_text(text, encoding="utf-8")
+        if folder.exists():
+            _exchange(folder, new, Path(part) / "old")
+        else:
+            new.rename(folder)
+
+
+def _exchange(folder: Path, new: Path, old: Path) -> None:
+    """Put the files of `new` in place of the checkpoint in `folder`, or leave it as it was."""
+    try:
+        known = read_config(folder)[1].keys() - {"model"}  # which is no file
+    except CheckpointError:  # none, or one that nobody can read
+        known = set()
+    names = [path.name for path in new.iterdir()]
+    old.mkdir()
+    try:
+        for path in list(folder.iterdir()):
+            if path.name in {*names, *known}:
+                path.rename(old / path.name)
+        for name in names:
+            (new / name).rename(folder / name)
+    except BaseException:  # Ctrl-C, too
+        for name in names:
+            if not (new / name).exists():
+                (folder / name).unlink()
+        for path in list(old.iterdir()):
+            path.rename(folder / path.name)
+        raise
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, dict[str, str]]:

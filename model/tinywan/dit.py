@@ -49,6 +49,11 @@ class DiTConfig:
     router: Router = "plain"  # "text" also sees what a token read in the prompt
 
     def __post_init__(self) -> None:
+        for name, least in (
+            ("dim", 1), ("num_heads", 1), ("num_layers", 1), ("in_channels", 1), ("condition_channels", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.dim % self.num_heads or self.head_dim % 2:
             raise ConfigError(
                 f"dim={self.dim} cannot be split into num_heads={self.num_heads} heads of even "
@@ -64,11 +69,17 @@ class DiTConfig:
                         f"number from {least} on"
                     )
             for name in ("spatial_windows", "temporal_windows"):
-                if len(getattr(self, name)) != self.num_layers:
+                windows: tuple[int | None, ...] = getattr(self, name)
+                if len(windows) != self.num_layers:
                     raise ConfigError(
-                        f"{name} names {len(getattr(self, name))} layers and num_layers is "
+                        f"{name} names {len(windows)} layers and num_layers is "
                         f"{self.num_layers}: give one radius (or None) per layer"
                     )
+                for radius in windows:
+                    if radius is not None and radius < 0:
+                        raise ConfigError(
+                            f"{name} names {radius}: use a radius of 0 tokens or more, or None for all of them"
+                        )
         if self.router not in ("plain", "text"):
             raise ConfigError(f"router={self.router!r}: use 'plain' or 'text'")
         if self.num_experts and not 1 <= self.top_k <= self.num_experts:
@@ -98,10 +109,10 @@ class Context(NamedTuple):
     keys_values: tuple[tuple[Tensor, Tensor], ...]  # per layer, each [b n p d]
     attended: Tensor | None  # bool [b p], False on padding; None attends to all
 
-    def first(self, rows: int) -> "Context":
-        """Of the first prompts of the batch alone."""
-        attended = None if self.attended is None else self.attended[:rows]
-        return Context(tuple((k[:rows], v[:rows]) for k, v in self.keys_values), attended)
+    def rows(self, which: slice) -> "Context":
+        """Of some prompts of the batch alone."""
+        attended = None if self.attended is None else self.attended[which]
+        return Context(tuple((k[which], v[which]) for k, v in self.keys_values), attended)
 
 
 class Modulation(NamedTuple):
@@ -111,13 +122,29 @@ class Modulation(NamedTuple):
     scale: Tensor
     gate: Tensor
 
-    def into(self, norm: LayerNorm, x: Tensor) -> Tensor:  # [b l c] -> [b l c]
-        """What goes into the sublayer: normalised, scaled and shifted."""
+    def into(self, norm: LayerNorm, x: Tensor) -> Tensor:
+        """What goes into the sublayer: normalised, scaled and shifted.
+
+        Args:
+            norm: in front of the sublayer.
+            x: `[b, l, c]` the residual stream.
+
+        Returns:
+            `[b, l, c]` in the dtype of x.
+        """
         normed: Tensor = norm(x, self.scale, self.shift)
         return normed
 
-    def add(self, x: Tensor, answer: Tensor) -> Tensor:  # [b l c], [b l c] -> [b l c]
-        """Add the sublayer's answer to the residual stream, as much of it as the gate lets through."""
+    def add(self, x: Tensor, answer: Tensor) -> Tensor:
+        """Add the sublayer's answer to the residual stream, as much of it as the gate lets through.
+
+        Args:
+            x: `[b, l, c]` the residual stream.
+            answer: `[b, l, c]` of the sublayer.
+
+        Returns:
+            `[b, l, c]` in the dtype of x; the sum is done in float32.
+        """
         return torch.addcmul(x.float(), self.gate, answer.float()).to(x.dtype)
 
 
@@ -283,14 +310,20 @@ class DiT(nn.Module):
             `[b, c, f, h, w]` velocity.
 
         Raises:
-            ConfigError: where the latents do not fit `patch_size` or `in_channels`.
+            ConfigError: where the latents do not fit `patch_size` or `in_channels`, or the condition does not
+                fit `condition_channels`.
         """
         grid = self.grid(latents)
         pf, ph, pw = self.config.patch_size
-        if self.config.condition_channels:
+        channels = self.config.condition_channels
+        if condition is not None and condition.shape[1] != channels:
+            raise ConfigError(
+                f"condition has {condition.shape[1]} channels, and this denoiser reads {channels}: "
+                + ("give as many" if channels else "leave it out, or use one made for keyframes")
+            )
+        if channels:
             if condition is None:
-                shape = (len(latents), self.config.condition_channels, *latents.shape[2:])
-                condition = latents.new_zeros(shape)
+                condition = latents.new_zeros(len(latents), channels, *latents.shape[2:])
             latents = torch.cat([latents, condition.to(latents.dtype)], dim=1)
         x = rearrange(
             latents,
@@ -303,7 +336,7 @@ class DiT(nn.Module):
             x = x + self.position_embedding(places)
         context = prompt_embeds if isinstance(prompt_embeds, Context) else self.read(prompt_embeds)
         waves = sinusoids(timestep, self.config.freq_dim)
-        precise = next(self.time_embedder.parameters())  # Wan\'s are float32, whatever the rest is
+        precise = next(self.time_embedder.parameters())  # Wan's are float32, whatever the rest is
         embed = self.time_embed(self.time_embedder(waves.to(precise)).to(x.dtype))  # b c
         time = self.time_proj(embed).float().unflatten(1, (-1, self.config.dim))
         rotary = {

@@ -39,7 +39,15 @@ def add_noise(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def velocity(latents: Tensor, noise: Tensor) -> Tensor:
-    """Direction of the road from video to noise, what the denoiser learns to predict."""
+    """Direction of the road from video to noise, what the denoiser learns to predict.
+
+    Args:
+        latents: `[b, ...]` clean.
+        noise: `[b, ...]` standard normal.
+
+    Returns:
+        `[b, ...]` noise - latents, the same all along the road.
+    """
     return noise - latents
 
 

@@ -227,9 +227,17 @@ def degrade(
     Args:
         frames: uint8 [F, H, W, 3].
         rng: of the noise.
-        blur: standard deviation of the Gaussian in pixels.
+        blur: standard deviation of the Gaussian in pixels, above 0.
         noise: standard deviation in 0..255.
+
+    Returns:
+        uint8 [F, H, W, 3].
+
+    Raises:
+        ConfigError: a blur that is not above 0.
     """
+    if not blur > 0:
+        raise ConfigError(f"blur={blur} cannot blur: use more than 0 pixels, e.g. 1.0")
     reach = max(1, math.ceil(3 * blur))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / blur) ** 2)
     kernel /= kernel.sum()

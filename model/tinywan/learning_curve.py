@@ -23,7 +23,7 @@ SHOWN = ("subject", "garment_color", "prop_color", "place", "action", "direction
 
 
 def measure_snapshots(
-    run: Path, prompts: int, seed: int = 0, progress_bar: bool = True
+    run: Path, prompts: int, seed: int = 0, progress_bar: bool = True, device: str = "cpu"
 ) -> list[dict[str, Any]]:
     """Evaluate every snapshot of a run that has seen clips.
 
@@ -32,6 +32,7 @@ def measure_snapshots(
         prompts: how many, the same for each snapshot.
         seed: of the prompts.
         progress_bar: show one.
+        device: to draw on.
 
     Returns:
         For each snapshot "pictures" and "clips" seen, the "mean" share right and that of each of "factors".
@@ -46,7 +47,7 @@ def measure_snapshots(
         shown = json.loads((folder / SEEN).read_text(encoding="utf-8"))
         if not shown["clips"]:
             continue
-        pipe = TextToVideoPipeline.from_pretrained(folder)
+        pipe = TextToVideoPipeline.from_pretrained(folder, device)
         asked = sample_prompts(prompts, seed, "held_out", pipe.config.world)
         found = evaluate(pipe, asked, seed, 0, progress_bar=False)[0]["generated"]["all"]
         factors = {name: share["right"] for name, share in found["factors"].items()}
@@ -90,10 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--prompts", type=int, default=40, help="the same for each snapshot")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     try:
-        points = measure_snapshots(options.run, options.prompts, options.seed)
         options.out.mkdir(parents=True, exist_ok=True)
+        points = measure_snapshots(
+            options.run, options.prompts, options.seed, device=options.device
+        )
         text = json.dumps(points, indent=1)
         (options.out / "learning_curve.json").write_text(text, encoding="utf-8")
         draw(points, options.out / "learning_curve.png")

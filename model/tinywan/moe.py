@@ -17,16 +17,18 @@ from tinywan.norms import RMSNorm
 
 Router = Literal["plain", "text"]
 
-_ALIGNED = 8  # rows of a slice in a grouped product, a multiple of 16 bytes
+_ALIGNED = 8  # numbers in 16 bytes: rows and widths in a grouped product are multiples of it
 _FILLED = 128  # rows of an expert's slice are a multiple of it where that is faster
 
 
 def _in_bfloat16(device: torch.device) -> bool:
     """Whether autocast multiplies in bfloat16 there, on a GPU that has grouped products (Ampere and later)."""
-    wanted = (
-        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    return (
+        device.type == "cuda"
+        and torch.is_autocast_enabled("cuda")
+        and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        and torch.cuda.get_device_capability(device) >= (8, 0)
     )
-    return wanted and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class RouterLosses(NamedTuple):
@@ -75,6 +77,7 @@ class MixtureOfExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts, self.top_k = num_experts, top_k
+        self.can_group = dim % _ALIGNED == hidden % _ALIGNED == 0
         self.router = nn.Linear(dim, num_experts, bias=False)
         if router == "text":
             self.norm_text = RMSNorm(dim)
@@ -107,7 +110,7 @@ class MixtureOfExperts(nn.Module):
         ids, weights = ids.flatten(0, -2), weights.flatten(0, -2)  # [b·l, topk]
         if not torch.is_grad_enabled():
             mix = self._mix_in_turn
-        elif self.training and tokens.is_cuda and _in_bfloat16(tokens.device):
+        elif self.training and self.can_group and _in_bfloat16(tokens.device):
             mix = self._mix_grouped
         else:
             mix = self._mix_whole
@@ -144,16 +147,18 @@ class MixtureOfExperts(nn.Module):
         """All experts in one product each way, in bfloat16: a GPU would wait for ten calls to be made.
 
         Nothing is asked of the GPU on the way, so slices have a place to grow: each is filled up with the first
-        token to a multiple of 8 rows, which the product wants, and the last one to the end. The taps of single
-        experts are passed by, which is why this is for training alone.
+        token to a multiple of 8 rows, which the product wants, and the last one to the end. It wants the same of the
+        widths: others go the whole way. The taps of single experts are passed by, which is why this is for training
+        alone.
         """
         slots = ids.flatten()
         among = torch.arange(self.num_experts, device=ids.device)
         counts = (slots == among[:, None]).sum(1)
         sizes = counts + -counts % _ALIGNED
         ends = sizes.cumsum(0)
-        rows_in_all = len(slots) + self.num_experts * _ALIGNED
-        ends[-1] = rows_in_all = rows_in_all + -rows_in_all % _ALIGNED
+        most = len(slots) + self.num_experts * _ALIGNED  # rows, however the slots are shared out
+        rows_in_all = most + -most % _ALIGNED
+        ends[-1] = rows_in_all
         order = slots.argsort(stable=True)  # slots of one expert become neighbours
         gaps = (sizes - counts).cumsum(0) - (sizes - counts)  # rows that were filled up before
         line = torch.arange(len(slots), device=ids.device)

@@ -1,12 +1,12 @@
 """From a prompt to a video: encode the words, walk from noise to latents, decode them.
 
 The call follows diffusers' `WanPipeline`. What differs is said in model/README.md; the largest
-difference is that guidance runs both branches as one batch.
+difference is that guidance runs both branches as one batch, unless it is asked not to.
 """
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,13 +22,15 @@ from tqdm import tqdm
 from tinywan import checkpoint
 from tinywan.dit import Context, DiT
 from tinywan.errors import ConfigError, DeviceError, PromptError
+from tinywan.flow import NUM_TRAIN_TIMESTEPS
 from tinywan.keyframes import Keyframes, encode_keyframes, guidance_by_frame
 from tinywan.presets import ModelConfig, preset
-from tinywan.sampling import make_sampler
+from tinywan.sampling import make_sampler, sigmas_for
 from tinywan.text import TextEncoder, UnigramTokenizer
 from tinywan.vae import CausalVAE, check_video_size
 
 OVERLAP = 5  # pixel frames, two latent ones, that a window of `stream` shares with the one before
+GUIDANCE_SCALE = 4.0  # unless the caller says otherwise
 
 NoiseExpert = Literal["high", "low"]
 Branch = Literal["cond", "uncond"]
@@ -243,7 +245,7 @@ class TextToVideoPipeline:
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = GUIDANCE_SCALE,
         guidance_scale_2: float | None = None,
         keyframes: Keyframes | None = None,
         seed: int | None = None,
@@ -251,6 +253,7 @@ class TextToVideoPipeline:
         output_type: Literal["np", "latent"] = "np",
         callback_on_step_end: StepCallback | None = None,
         progress_bar: bool = True,
+        batch_cond_uncond: bool = True,
     ) -> VideoOutput:
         """Draw a video, or one for each of several prompts.
 
@@ -273,27 +276,44 @@ class TextToVideoPipeline:
             callback_on_step_end: called as `f(pipe, step, timestep, {"latents": …})` after each
                 step; latents in the dict that it returns replace the current ones.
             progress_bar: show one.
+            batch_cond_uncond: with guidance, ask the denoiser for the prompt and the negative prompt in one batch;
+                False asks one after the other, in about half of the memory, and draws the same but for rounding.
 
         Returns:
             The frames.
 
         Raises:
-            PromptError: for an empty prompt.
-            ConfigError: for sizes, steps, keyframes or a seed that cannot work.
+            PromptError: for an empty prompt, or what is no text.
+            ConfigError: for sizes, steps, keyframes, a seed or a generator that cannot work.
         """
         request = self._request(
-            prompt, negative_prompt, height, width, num_frames, num_inference_steps,
-            guidance_scale, guidance_scale_2, keyframes or {}, seed,
-        )  # fmt: skip
+            prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_scale_2=guidance_scale_2,
+            keyframes=keyframes,
+            seed=seed,
+        )
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ConfigError(
+                f"generator is a {type(generator).__name__}: give one torch.Generator, which draws the noise of "
+                "all videos in turn"
+            )
         if seed is not None and generator is not None:
             raise ConfigError("seed and generator were both given: use one of them")
         if output_type not in ("np", "latent"):
             raise ConfigError(f"output_type={output_type!r}: use 'np' or 'latent'")
         self.current_request = request
         try:
-            condition = self._condition(request, keyframes or {})
+            condition = self._condition(request, keyframes)
             noise = self._noise(request, generator)
-            latents = self._denoise(request, noise, condition, callback_on_step_end, progress_bar)
+            latents = self._denoise(
+                request, noise, condition, callback_on_step_end, progress_bar, batch_cond_uncond
+            )
             if output_type == "latent":
                 return VideoOutput(latents)
             video = (self.vae.decode(latents) + 1) / 2
@@ -316,23 +336,42 @@ class TextToVideoPipeline:
             options: of a call, as for one window: `height`, `guidance_scale`, `keyframes` …; the
                 last are of the first window.
 
-        Yields:
-            float32 `[frames, H, W, 3]` in [0, 1], the frames that follow those before.
+        Returns:
+            An iterator that draws a window whenever it is asked for the next: float32 `[frames, H, W, 3]` in
+            [0, 1], the frames that follow those before.
 
         Raises:
-            ConfigError: where the model was not trained with keyframes, or for bad options.
+            PromptError: for an empty prompt.
+            ConfigError: where the model was not trained with keyframes, or its windows are no longer than what
+                they share, or for bad options; at once, before anything is drawn.
         """
-        unfit = {"num_frames", "generator", "output_type"} & options.keys()
-        if not isinstance(prompt, str) or unfit or num_frames < 1:
+        unfit = {"generator", "output_type"} & options.keys()
+        total = _whole("num_frames", num_frames)
+        if not isinstance(prompt, str) or unfit or total is None or total < 1:
             raise ConfigError(
                 "stream draws one prompt, num_frames=1 or more, as pixels from a seed; found "
                 f"prompt={prompt!r:.40}, num_frames={num_frames}, options {sorted(unfit)}"
             )
-        if num_frames > self.config.num_frames:
+        how = {"callback_on_step_end", "progress_bar", "batch_cond_uncond"}
+        asked = {name: value for name, value in options.items() if name not in how}
+        window = self._request(prompt, seed=seed, **asked)
+        if total > window.num_frames:
             self._check_keyframes()
+            if window.num_frames <= OVERLAP:
+                raise ConfigError(
+                    f"this model draws {window.num_frames} frames at a time, and every window of a longer clip "
+                    f"begins with the last {OVERLAP} of the one before: use num_frames={window.num_frames} or less"
+                )
+        self._condition(window, options.get("keyframes"))  # refuses pictures that do not fit
+        return self._windows(prompt, total, window.seed, options)
+
+    def _windows(
+        self, prompt: str, num_frames: int, seed: int | None, options: dict[str, Any]
+    ) -> Iterator[NDArray[np.float32]]:
+        """What `stream` gives, once it is known to work."""
         generator = torch.Generator()
         generator.manual_seed(seed) if seed is not None else generator.seed()
-        keyframes: Keyframes = options.pop("keyframes", None) or {}
+        keyframes: Keyframes | None = options.pop("keyframes", None)
         old = 0  # frames of a window that the one before has shown
         while num_frames > 0:
             (clip,) = self(prompt, generator=generator, keyframes=keyframes, **options).frames
@@ -350,7 +389,7 @@ class TextToVideoPipeline:
                 "checkpoint that was, or train one"
             )
 
-    def _condition(self, request: GenerationRequest, keyframes: Keyframes) -> Tensor | None:
+    def _condition(self, request: GenerationRequest, keyframes: Keyframes | None) -> Tensor | None:
         """`[1, condition_channels, f, h, w]`, the same for all prompts; None without keyframes."""
         if not keyframes:
             return None
@@ -362,27 +401,27 @@ class TextToVideoPipeline:
     def _request(
         self,
         prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None,
-        height: int | None,
-        width: int | None,
-        num_frames: int | None,
-        num_inference_steps: int | None,
-        guidance_scale: float,
-        guidance_scale_2: float | None,
-        keyframes: Keyframes,
-        seed: int | None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = GUIDANCE_SCALE,
+        guidance_scale_2: float | None = None,
+        keyframes: Keyframes | None = None,
+        seed: int | None = None,
     ) -> GenerationRequest:
-        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-        if not prompts or not all(isinstance(text, str) and _is_visible(text) for text in prompts):
+        """What is asked, with the model's defaults, once it is known to work."""
+        prompts = _texts("prompt", prompt)
+        if not prompts or not all(_is_visible(text) for text in prompts):
             raise PromptError(
                 "the prompt is empty: say what to draw, e.g. "
                 "'a woman in a red qipao walks in the rain with an umbrella'"
             )
-        negatives = (
-            (negative_prompt or "",) * len(prompts)
-            if negative_prompt is None or isinstance(negative_prompt, str)
-            else tuple(negative_prompt)
-        )
+        negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            negatives *= len(prompts)
         if len(negatives) != len(prompts):
             raise PromptError(
                 f"{len(prompts)} prompts and {len(negatives)} negative prompts: give one for "
@@ -399,7 +438,9 @@ class TextToVideoPipeline:
             )
         )
         if seed is not None and not 0 <= seed < 2**63:
-            raise ConfigError(f"seed={seed} cannot seed a generator: use 0 or more, e.g. 7")
+            raise ConfigError(f"seed={seed} cannot seed a generator: use 0 to 2**63 - 1, e.g. 7")
+        if keyframes is not None:
+            _check_mapping(keyframes)
         config = self.config
         request = GenerationRequest(
             prompts=prompts,
@@ -413,9 +454,10 @@ class TextToVideoPipeline:
             guidance_scale=guidance_scale,
             guidance_scale_2=guidance_scale if guidance_scale_2 is None else guidance_scale_2,
             seed=seed,
-            keyframes=tuple(keyframes),
+            keyframes=tuple(keyframes or ()),
         )
         check_video_size(request.num_frames, request.height, request.width)
+        sigmas_for(request.num_inference_steps, config.shift)  # refuses steps that make no video
         for name in ("guidance_scale", "guidance_scale_2"):
             scale = getattr(request, name)
             if not (isinstance(scale, Real) and math.isfinite(scale) and float(scale) >= 1):
@@ -443,6 +485,7 @@ class TextToVideoPipeline:
         condition: Tensor | None,
         callback: StepCallback | None,
         progress_bar: bool,
+        batch_cond_uncond: bool,
     ) -> Tensor:
         self.scheduler.set_timesteps(request.num_inference_steps, self.device)
         scales = {"high": request.guidance_scale, "low": request.guidance_scale_2}
@@ -456,22 +499,30 @@ class TextToVideoPipeline:
         for step, timestep in enumerate(
             tqdm(timesteps, desc="denoising", unit="step", disable=not progress_bar)
         ):
-            high = timestep >= self.config.boundary_ratio * 1000
+            high = timestep >= self.config.boundary_ratio * NUM_TRAIN_TIMESTEPS
             expert: NoiseExpert = "high" if high else "low"
             guided = scales[expert] > 1
             branches: tuple[Branch, ...] = ("cond", "uncond") if guided else ("cond",)
-            self.current_call = DenoiserCall(step, sigmas[step], timestep, expert, branches)
+            batches = [branches] if batch_cond_uncond else [(branch,) for branch in branches]
+            calls = [DenoiserCall(step, sigmas[step], timestep, expert, part) for part in batches]
+            self.current_call = calls[0]
             latents = self.taps["latents"](latents)
             transformer = self.transformer if high else self.transformer_2
             if transformer not in contexts:
                 contexts[transformer] = transformer.read(embeds)
-            rows = len(branches) * len(request.prompts)
-            predicted = transformer(
-                latents.repeat(len(branches), 1, 1, 1, 1).to(self.dtype),
-                torch.full((1,), timestep, device=self.device),
-                contexts[transformer].first(rows),
-                None if condition is None else condition.expand(rows, -1, -1, -1, -1),
-            ).float()
+            answers = []
+            for call in calls:
+                self.current_call = call
+                rows = len(call.branches) * len(request.prompts)
+                first = 0 if "cond" in call.branches else len(request.prompts)
+                answer = transformer(
+                    latents.repeat(len(call.branches), 1, 1, 1, 1).to(self.dtype),
+                    torch.full((1,), timestep, device=self.device),
+                    contexts[transformer].rows(slice(first, first + rows)),
+                    None if condition is None else condition.expand(rows, -1, -1, -1, -1),
+                )
+                answers.append(answer.float())
+            predicted = torch.cat(answers)
             if guided:
                 cond, uncond = predicted.chunk(2)
                 scale = scales[expert]
@@ -483,6 +534,29 @@ class TextToVideoPipeline:
                 changed = callback(self, step, timestep, {"latents": latents}) or {}
                 latents = changed.get("latents", latents)
         return latents
+
+
+def _texts(name: str, given: Any) -> tuple[str, ...]:
+    """One text or several as a tuple."""
+    texts = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    for text in texts:
+        if not isinstance(text, str):
+            found = f"{name}={text!r} is" if text is given else f"{name} holds {text!r}, which is"
+            raise PromptError(f"{found} no text: give a text, or one for each video")
+    return texts
+
+
+def _check_mapping(keyframes: Any) -> None:
+    """Whether pictures are given by pixel frame; whether they fit, `encode_keyframes` says."""
+    if not isinstance(keyframes, Mapping):
+        raise ConfigError(
+            f"keyframes is a {type(keyframes).__name__}: give pictures by pixel frame, e.g. {{0: picture}}"
+        )
+    for frame in keyframes:
+        if isinstance(frame, bool) or not isinstance(frame, Integral):
+            raise ConfigError(
+                f"there is a keyframe for frame {frame!r}: name frames by whole numbers, e.g. {{0: picture}}"
+            )
 
 
 def _whole(name: str, number: Any) -> int | None:

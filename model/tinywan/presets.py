@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tinywan.dit import DiTConfig
 from tinywan.errors import CheckpointError, ConfigError
 from tinywan.text import TextEncoderConfig
-from tinywan.vae import VAEConfig
+from tinywan.vae import VAEConfig, check_video_size
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,23 @@ class ModelConfig:
     fps: int = 8
     num_inference_steps: int = 20
     shift: float = 3.0  # of the noise levels in sampling; train.py has its own
-    boundary_ratio: float = 0.875  # noise levels from here up belong to the high-noise expert
+    boundary_ratio: float = 0.875  # from here up the high-noise expert works; -1 is always, 2 never
     sampler: str = "unipc"
     world: Literal["first", "whole"] = "first"  # of the theatre, that it was trained on
+
+    def __post_init__(self) -> None:
+        check_video_size(self.num_frames, self.height, self.width)
+        if not (0 <= self.boundary_ratio <= 1 or self.boundary_ratio in (-1, 2)):
+            raise ConfigError(
+                f"boundary_ratio={self.boundary_ratio} is no noise level: use 0 to 1, e.g. 0.875; -1 leaves all of "
+                "them to the high-noise expert, 2 to the low-noise one"
+            )
+        for name, mine, other, theirs in (
+            ("text.dim", self.text.dim, "dit.text_dim", self.dit.text_dim),
+            ("vae.latent_channels", self.vae.latent_channels, "dit.in_channels", self.dit.in_channels),
+        ):  # fmt: skip
+            if mine != theirs:
+                raise ConfigError(f"{name}={mine} and {other}={theirs}: use one number for both")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for JSON."""
@@ -44,6 +58,7 @@ class ModelConfig:
 
         Raises:
             CheckpointError: where a field is missing or unknown.
+            ConfigError: where what it says cannot work.
         """
 
         def tuples(part: dict[str, Any]) -> dict[str, Any]:
@@ -57,11 +72,18 @@ class ModelConfig:
                     f"{', '.join(sorted(lacking))}"
                 )
         try:
+            vae = tuples(fields["vae"])
+            patch = vae.pop("patch", VAEConfig.patch)  # stored as long as it could be chosen
+            if patch != VAEConfig.patch:
+                raise CheckpointError(
+                    f"the VAE folds {patch} x {patch} pixels, and this tinywan's {VAEConfig.patch} x "
+                    f"{VAEConfig.patch}: read it with the version that wrote it"
+                )
             return cls(
                 **{
                     **fields,
                     "text": TextEncoderConfig(**tuples(fields["text"])),
-                    "vae": VAEConfig(**tuples(fields["vae"])),
+                    "vae": VAEConfig(**vae),
                     "dit": DiTConfig(**tuples(fields["dit"])),
                 }
             )

@@ -11,7 +11,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from safetensors.torch import load, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 from tinywan import theatre
 from tinywan.checkpoint import write_atomically
-from tinywan.errors import CheckpointError, ConfigError
+from tinywan.errors import CheckpointError, ConfigError, TinywanError
 from tinywan.judge import degrade
 from tinywan.theatre import Scene
 from tinywan.vae import CausalVAE
 
+FORMAT = "tinywan-probes-1"
 SHIPPED_PROBES = Path(__file__).parent / "weights" / "probes.safetensors"
 FACTORS: dict[str, tuple[str, ...]] = {
     "subject": theatre.SUBJECTS,
@@ -198,7 +199,7 @@ def train_probe(
     probe = Probe()
     if start is not None:
         probe.load_state_dict(start.state_dict())
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(probe.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     clips = DataLoader(
         _Rendered(probe, seed), batch, num_workers=int(apart), prefetch_factor=4 if apart else None
@@ -284,13 +285,12 @@ def save_probe(probe: Probe, path: Path) -> None:
         path: a safetensors file.
     """
     tensors = {name: value.half().contiguous() for name, value in probe.state_dict().items()}
-    metadata = {"format": "tinywan-probes-1", "factors": json.dumps(probe.factors)}
+    metadata = {"format": FORMAT, "factors": json.dumps(probe.factors)}
     write_atomically(path, save(tensors, metadata))
 
 
-@cache
 def load_probe(path: Path = SHIPPED_PROBES) -> Probe:
-    """Read a probe; the same object for the same path.
+    """Read a probe.
 
     Args:
         path: that `save_probe` wrote; the shipped one by default.
@@ -303,14 +303,29 @@ def load_probe(path: Path = SHIPPED_PROBES) -> Probe:
     """
     probe = Probe()
     try:
-        content = path.read_bytes()
-        probe.load_state_dict({name: value.float() for name, value in load(content).items()})
+        with safe_open(path, framework="pt") as file:
+            _compare(file.metadata() or {}, probe)
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+        probe.load_state_dict(tensors)
     except Exception as error:
         raise CheckpointError(
             f"cannot read the probes {path} ({error!s:.200}): train them with "
             "`python -m tinywan.probes`"
         ) from error
     return probe.eval()
+
+
+def _compare(metadata: Mapping[str, str], probe: Probe) -> None:
+    """Refuse a file in which numbers stand for other values than in the probe."""
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"it has format {metadata.get('format')!r}; this tinywan reads {FORMAT!r}"
+        )
+    told = json.loads(metadata["factors"])
+    names = [*probe.factors, *(told.keys() - probe.factors.keys())]
+    other = [name for name in names if told.get(name) != list(probe.factors.get(name, ()))]
+    if other:
+        raise CheckpointError(f"it tells other values of {', '.join(other)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -329,7 +344,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         start = None if options.start_from is None else load_probe(options.start_from)
-    except CheckpointError as error:
+        if options.out.is_dir():
+            raise ConfigError(f"{options.out} is a folder: name a file")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except (TinywanError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     probe = train_probe(options.steps, seed=options.seed, apart=True, start=start)

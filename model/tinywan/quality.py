@@ -18,6 +18,7 @@ from tinywan.errors import ConfigError
 from tinywan.moe import MixtureOfExperts
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.theatre import Scene, render, sample_scene
+from tinywan.theatre.scene import World
 from tinywan.vae import CausalVAE
 
 REACH = 4  # pixels that a block may have moved from one frame to the next
@@ -38,8 +39,17 @@ def psnr(found: npt.ArrayLike, true: npt.ArrayLike) -> float:
     return float("inf") if square == 0 else -10 * float(np.log10(square))
 
 
-def sample_scenes(count: int, seed: int, world: Any) -> list[Scene]:
-    """Scenes of the held-out split, in any look and weather."""
+def sample_scenes(count: int, seed: int, world: World) -> list[Scene]:
+    """Scenes of the held-out split, in any look and weather.
+
+    Args:
+        count: of scenes.
+        seed: at least 0.
+        world: of the theatre, "first" or "whole".
+
+    Returns:
+        As many scenes, the same for the same seed.
+    """
     rng = np.random.default_rng([seed, 7])
     return [sample_scene(rng, "held_out", world) for _ in range(count)]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tinywan.errors import ConfigError
+from tinywan.flow import NUM_TRAIN_TIMESTEPS, shift_sigma
 
-NUM_TRAIN_TIMESTEPS = 1000  # timestep = 1000 sigma, the unit of Wan's time embedding
 LARGEST_SIGMA = 1 - 1e-6  # in logarithms only, infinite at 1; diffusers cuts there too
 
 
@@ -52,8 +52,7 @@ def sigmas_for(num_inference_steps: int, shift: float) -> Tensor:
     even = torch.linspace(1, 1 / NUM_TRAIN_TIMESTEPS, num_inference_steps + 1, dtype=torch.float64)[
         :-1
     ]
-    shifted = shift * even / (1 + (shift - 1) * even)
-    return torch.cat([shifted, torch.zeros(1, dtype=torch.float64)]).float()
+    return torch.cat([shift_sigma(even, shift), torch.zeros(1, dtype=torch.float64)]).float()
 
 
 class Sampler:
@@ -75,7 +74,15 @@ class Sampler:
         self._levels: list[float] = []  # sigmas as Python floats: no step waits for the device
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str = "cpu") -> None:
-        """Begin a run of so many steps; what a previous run left is forgotten."""
+        """Begin a run; what a previous one left is forgotten.
+
+        Args:
+            num_inference_steps: number of steps, at least 1.
+            device: of `sigmas` and `timesteps`.
+
+        Raises:
+            ConfigError: no step, or no whole number of them.
+        """
         sigmas = sigmas_for(num_inference_steps, self.shift)
         self._levels = sigmas.tolist()
         self.sigmas = sigmas.to(device)
@@ -102,7 +109,13 @@ class EulerSampler(Sampler):
         Args:
             velocity: the model's output at `latents`, same shape.
             step_index: which step of the run, from 0.
-            latents: any shape; the sum is done in float32 and returned in the dtype of `latents`.
+            latents: any shape; the sum is done in float32.
+
+        Returns:
+            Latents of the same shape and dtype.
+
+        Raises:
+            ConfigError: before `set_timesteps`, or `step_index` is outside the run.
         """
         sigma, sigma_next = self._levels_at(step_index)
         return (latents.float() + (sigma_next - sigma) * velocity.float()).to(latents.dtype)
@@ -131,7 +144,15 @@ class UniPCSampler(Sampler):
         self._next_index = 0
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str = "cpu") -> None:
-        """Begin a run of so many steps; what a previous run left is forgotten."""
+        """Begin a run; what a previous one left is forgotten.
+
+        Args:
+            num_inference_steps: number of steps, at least 1.
+            device: of `sigmas` and `timesteps`.
+
+        Raises:
+            ConfigError: no step, or no whole number of them.
+        """
         super().set_timesteps(num_inference_steps, device)
         self._forget()
 
@@ -141,10 +162,13 @@ class UniPCSampler(Sampler):
         Args:
             velocity: the model's output at `latents`, same shape.
             step_index: which step of the run, from 0.
-            latents: what the previous step returned; the sums are float32, returned in its dtype.
+            latents: what the previous step returned; the sums are done in float32.
+
+        Returns:
+            Latents of the same shape and dtype.
 
         Raises:
-            ConfigError: `step_index` is not the next one.
+            ConfigError: before `set_timesteps`, or `step_index` is outside the run or not the next one.
         """
         sigma, sigma_next = self._levels_at(step_index)
         if step_index != self._next_index:
@@ -203,7 +227,14 @@ SAMPLERS: dict[str, type[EulerSampler] | type[UniPCSampler]] = {
 
 
 def make_sampler(name: str, shift: float) -> EulerSampler | UniPCSampler:
-    """The sampler of that name: "euler" or "unipc".
+    """The sampler of that name.
+
+    Args:
+        name: "euler" or "unipc".
+        shift: of its noise levels, see `sigmas_for`.
+
+    Returns:
+        A sampler without a schedule: call `set_timesteps` before its first step.
 
     Raises:
         ConfigError: there is no such sampler, or the shift is not positive.

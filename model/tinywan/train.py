@@ -9,9 +9,10 @@ and at the end `checkpoint/`, which `TextToVideoPipeline.from_pretrained` reads.
 """
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,6 +238,47 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+AT_LEAST_1 = (
+    "vae_batch", "image_batch", "video_batch", "micro_batch", "sample_every", "takes", "threads",
+    "decoder_depth", "encoder_depth", "decoder_widths", "encoder_widths",
+)  # fmt: skip
+AT_LEAST_0 = (
+    "vae_steps", "image_steps", "video_steps", "workers", "lr", "muon_lr", "vae_lr", "vae_muon_lr",
+    "vae_anchor", "vae_flow_loss", "vae_errors", "grounding", "flow_loss", "contrast", "identity",
+    "recall", "focus",
+)  # fmt: skip
+ABOVE_0 = ("training_shift", "minutes")
+SEEDS = 2**32  # as many as seed every generator
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse numbers that cannot work, before anything is read or trained.
+
+    Args:
+        options: from `parse_arguments`.
+
+    Raises:
+        ConfigError: naming the first of them, and what would work.
+    """
+    rules: tuple[tuple[Sequence[str], Callable[[float], bool], str], ...] = (
+        (AT_LEAST_1, lambda number: number >= 1, "1 or more"),
+        (AT_LEAST_0, lambda number: number >= 0, "0 or more"),
+        (ABOVE_0, lambda number: number > 0, "more than 0"),
+        (("flow_sigma",), lambda number: 0 < number <= 1, "more than 0, and at most 1"),
+        (("seed",), lambda number: 0 <= number < SEEDS, f"0 to {SEEDS - 1}"),
+    )
+    for names, fits, range_of in rules:
+        for name in names:
+            given = getattr(options, name)
+            numbers = given if isinstance(given, list | tuple) else [given]
+            for number in numbers:
+                if number is not None and not (math.isfinite(number) and fits(number)):
+                    shown = " ".join(map(str, numbers))
+                    raise ConfigError(f"{name}={shown}: use a finite number, {range_of}")
+    if max(options.vae_errors) == 0:
+        raise ConfigError("vae_errors=0.0 0.0: use more than 0 for one of them")
+
+
 def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) -> ModelConfig:
     """The sizes to train.
 
@@ -276,6 +318,12 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
         raise ConfigError(
             f"--start-from goes on in the {config.world} world, whose words its tokenizer knows, and "
             f"--world asks for the {options.world} one: train from nothing"
+        )
+    still = theatre.STAGING[:2]
+    if config.world == "first" and options.practise not in (None, *still):
+        raise ConfigError(
+            f"--practise {options.practise} needs the whole world, and this one is the first: use "
+            f"{' or '.join(still)}, or train from nothing with --world whole"
         )
     dit = config.dit
     if options.keyframes:
@@ -324,6 +372,11 @@ def find_config(options: argparse.Namespace, start: TextToVideoPipeline | None) 
         raise ConfigError(
             "--vae-flow-loss is asked of a VAE that learns, and that of --start-from stays as it is: give "
             "--vae-steps"
+        )
+    if options.vae_anchor and (start is None or not options.vae_steps):
+        raise ConfigError(
+            "--vae-anchor holds the latents of a VAE that learns near those of a checkpoint: name one with "
+            "--start-from, and give --vae-steps"
         )
     if options.freeze_encoder and (start is None or not options.vae_steps):
         raise ConfigError(
@@ -389,46 +442,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     torch.set_flush_denormal(True)
     keep_freed_memory()
-    device = options.device
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    leads = rank_and_world()[0] == 0
     try:
-        if find_device(device).type == "cuda":
+        check_options(options)
+        device, shared = options.device, int(os.environ.get("WORLD_SIZE", "1")) > 1
+        on_gpu = find_device(device).type == "cuda"
+        if shared and device == "cuda":
+            device = str(find_device(f"cuda:{os.environ['LOCAL_RANK']}"))
+        if on_gpu:
             torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step
             torch.set_float32_matmul_precision("high")
-        if options.vae_steps is not None and options.vae_steps < 0:
-            raise ConfigError(f"vae_steps={options.vae_steps}: use 0 or more")
-        for name in (
-            "image_batch",
-            "video_batch",
-            "micro_batch",
-            "vae_batch",
-            "takes",
-            "threads",
-            "decoder_depth",
-            "encoder_depth",
-        ):
-            if getattr(options, name) is not None and getattr(options, name) < 1:
-                raise ConfigError(f"{name}={getattr(options, name)}: use 1 or more")
-        if not 0 < options.flow_sigma <= 1 or min(options.flow_loss, options.vae_flow_loss) < 0:
-            raise ConfigError(
-                f"flow_loss={options.flow_loss}, vae_flow_loss={options.vae_flow_loss}, "
-                f"flow_sigma={options.flow_sigma}: use weights of 0 or more, and a noise level above 0, at most 1"
-            )
-        if min(options.vae_errors) < 0 or max(options.vae_errors) == 0:
-            raise ConfigError(
-                f"vae_errors={options.vae_errors[0]} {options.vae_errors[1]}: use weights of 0 or more, one of them "
-                "above 0"
-            )
-        if options.workers < 0 or (options.minutes is not None and not options.minutes > 0):
-            raise ConfigError(
-                f"workers={options.workers}, minutes={options.minutes}: use 0 workers or more, and more than "
-                "0 minutes"
-            )
+        if shared:
+            if on_gpu:
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if on_gpu else "gloo")
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         start, separate = None, False
@@ -472,7 +498,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         config = replace(config, vae=vae.config)
         pipe = train_denoiser(options.out / "denoiser", recipe, config, vae, device, start)
-        if leads:
+        if rank_and_world()[0] == 0:
             pipe.save_pretrained(options.out / "checkpoint")
             print(
                 f"wrote {options.out / 'checkpoint'}; use it with "
@@ -481,9 +507,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TinywanError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        if leads:
-            print("\nstopped and saved; the same command resumes", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if rank_and_world()[0] == 0:
+            left = str(stop) or "stopped while nothing was trained; the same command goes on"
+            print(f"\n{left}", file=sys.stderr)
         return 130
     finally:
         if dist.is_initialized():

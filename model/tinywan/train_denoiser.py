@@ -467,7 +467,10 @@ def train_denoiser(
     if recipe.compiled:
         compile_blocks(model)
     vae.requires_grad_(False)  # the flow loss looks through it
-    trainer = Trainer(folder, model, recipe.trainer, is_hidden_matrix)
+    trainer = Trainer(
+        folder, model, recipe.trainer, is_hidden_matrix, [recipe, config.dit],
+        [] if start is None else [start.text_encoder, start.transformer, start.transformer_2],
+    )  # fmt: skip
     trainer.resume()
     clips = Clips(
         config, tokenizer, vae, recipe.bfloat16, seed=recipe.seed, drop_prompt=recipe.drop_prompt,

@@ -180,7 +180,9 @@ def train_vae(
         torch._dynamo.config.recompile_limit = 64  # one graph for each of the resolutions
         for block in (module for module in vae.modules() if isinstance(module, ResBlock)):
             block.compile()
-    trainer = Trainer(folder, vae, recipe.trainer, is_matrix=lambda name: True)
+    trainer = Trainer(
+        folder, vae, recipe.trainer, lambda name: True, [recipe], [] if start is None else [start]
+    )
     trainer.resume()
     batches = iter(
         DataLoader(
@@ -217,7 +219,7 @@ def train_vae(
 
 
 def _decoder_sizes(config: VAEConfig) -> tuple[object, ...]:
-    return config.latent_channels, config.patch, config.decoder_widths
+    return config.latent_channels, config.decoder_widths
 
 
 @torch.no_grad()

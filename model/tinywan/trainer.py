@@ -9,10 +9,12 @@ two processes of one thread are faster than one process of two.
 """
 
 import ctypes
+import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,6 +58,44 @@ class TrainerConfig:
         done = min(1.0, self.done(step, seconds))
         fall = 1.0 if done <= start else 1 - 0.95 * (done - start) / self.cooldown
         return min(1.0, (step + 1) / max(1, self.warmup)) * fall
+
+
+# What a resumed run may be asked for otherwise: how long, on what machine, and when to look.
+MAY_CHANGE = {
+    "steps", "minutes", "save_every", "sample_every", "workers", "micro_batch", "compiled", "bfloat16",
+}  # fmt: skip
+
+
+def lasting(asked: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What a resumed run has to be asked for again.
+
+    Args:
+        asked: a dataclass, e.g. a recipe; those inside it are looked through, too.
+        name: of what is asked, "" for the whole.
+
+    Yields:
+        Names, e.g. "seed" or "phases.0.batch", and values, without those of `MAY_CHANGE`.
+    """
+    parts: Iterable[tuple[object, Any]]
+    if is_dataclass(asked):
+        names = [field.name for field in fields(asked) if field.name not in MAY_CHANGE]
+        parts = [(each, getattr(asked, each)) for each in names]
+    elif isinstance(asked, tuple):
+        parts = enumerate(asked)
+    else:
+        yield name, asked
+        return
+    for inner, value in parts:
+        yield from lasting(value, f"{name}.{inner}" if name else str(inner))
+
+
+def fingerprint(modules: Iterable[nn.Module]) -> str:
+    """Twelve digits that differ where any weight does; "none" for no modules."""
+    weights = [value for module in modules for value in module.state_dict().values()]
+    found = hashlib.sha256()
+    for value in weights:
+        found.update(value.float().cpu().numpy().tobytes())
+    return found.hexdigest()[:12] if weights else "none"
 
 
 def keep_freed_memory() -> None:
@@ -130,6 +170,8 @@ class Trainer:
         module: what is trained.
         config: rates and intervals.
         is_matrix: tells by name which 2-D parameters go to Muon; the others go to AdamW.
+        asked: dataclasses that tell what is learnt; a resumed run has to be asked for the same.
+        start: whose weights the run goes on from, if any; a resumed run has to bring the same.
     """
 
     def __init__(
@@ -138,6 +180,8 @@ class Trainer:
         module: nn.Module,
         config: TrainerConfig,
         is_matrix: Callable[[str], bool],
+        asked: Sequence[Any] = (),
+        start: Sequence[nn.Module] = (),
     ) -> None:
         self.folder, self.module, self.config = folder, module, config
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,10 +197,14 @@ class Trainer:
             )
         self.full_rates = [g["lr"] for o in self.optimizers for g in o.param_groups]
         self.average = {name: p.detach().clone() for name, p in named}
+        self.asked: dict[str, Any] = {"start": fingerprint(start)}
+        for part in asked:
+            self.asked |= lasting(part)
         self.step = 0
+        self.saved: int | None = None  # step of the state in the folder
         self.seconds = 0.0
         self.leads = rank_and_world()[0] == 0  # the process that writes and draws
-        self._saved = time.monotonic()
+        self._last_save = time.monotonic()
         self._whole = True  # False while weights, optimisers and average are out of step
 
     @property
@@ -165,7 +213,12 @@ class Trainer:
         return self.folder / "state.pt"
 
     def __enter__(self) -> Self:
-        from torch.utils.tensorboard import SummaryWriter
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "training keeps logs with tensorboard, which is missing: pip install 'wanviz[train]'"
+            ) from error
 
         self._writer: SummaryWriter | None = None
         if self.leads:
@@ -189,22 +242,40 @@ class Trainer:
 
         Raises:
             CheckpointError: where the state belongs to another architecture or cannot be read.
+            ConfigError: where it was asked for something else, or went on from other weights.
         """
         if not self.state_path.exists():
             return False
         try:
             state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            self._compare(state.get("asked", {}))  # older ones do not tell
             self.module.load_state_dict(state["module"])
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
             for name, value in state["average"].items():
                 self.average[name].copy_(value)
+        except ConfigError:
+            raise
         except Exception as error:
             raise CheckpointError(
                 f"cannot resume from {self.state_path}: {error}. Use another folder to start anew"
             ) from error
         self.step, self.seconds = state["step"], state["seconds"]
+        self.saved = self.step
         return True
+
+    def _compare(self, kept: dict[str, Any]) -> None:
+        """Refuse a state that was asked for something else."""
+        other = [
+            f"{name}={value!r} (it was {kept[name]!r})"
+            for name, value in self.asked.items()
+            if name in kept and kept[name] != value
+        ]
+        if other:
+            raise ConfigError(
+                f"{self.folder} was begun with other options: {', '.join(other)}: resume with the old "
+                "ones, or name another --out"
+            )
 
     def save(self) -> None:
         """Write the state; a kill at any moment leaves either the old or the new one."""
@@ -216,6 +287,7 @@ class Trainer:
             "average": self.average,
             "step": self.step,
             "seconds": self.seconds,
+            "asked": self.asked,
         }
         half = self.state_path.with_suffix(".part")
         with half.open("wb") as file:
@@ -223,18 +295,38 @@ class Trainer:
             file.flush()
             os.fsync(file.fileno())
         half.replace(self.state_path)
-        self._saved = time.monotonic()
+        self.saved, self._last_save = self.step, time.monotonic()
 
     def run(
         self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], look: Callable[[int], None]
     ) -> None:
         """Train to the last step; Ctrl-C saves before it leaves, unless it fell into an update.
 
+        What Ctrl-C then raises says what is left.
+
         Args:
             loss_of: computes the loss of a step, and figures to log; a figure called "loss" stands
                 for that of the whole batch where the loss is only its last micro-batch's share.
             look: called every `sample_every` steps with averaged weights, to draw pictures and keep them.
         """
+        try:
+            self._learn(loss_of, look)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(self._left()) from stop
+
+    def _left(self) -> str:
+        """What an interrupt left behind."""
+        if self._whole and self.saved == self.step:
+            return f"stopped and saved after step {self.step}; the same command resumes"
+        if self.saved is None:
+            left = "nothing was saved yet, and the same command begins anew"
+        else:
+            left = f"the same command resumes after step {self.saved}"
+        return f"stopped within a step, or while it was saved, and it is lost: {left}"
+
+    def _learn(
+        self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], look: Callable[[int], None]
+    ) -> None:
         steps = range(self.step, self.config.steps)
         bar = tqdm(
             steps,
@@ -250,7 +342,6 @@ class Trainer:
                     break
                 self.module.zero_grad(set_to_none=True)
                 loss, figures = loss_of(step)  # may have sent gradients of micro-batches back
-                self._whole = False
                 self._update(loss, step)
                 self.seconds = self._agreed(time.monotonic() - began)
                 self.step = step + 1
@@ -263,11 +354,9 @@ class Trainer:
                     self._writer.add_scalar(name, value, step)
                 last = self.config.done(step, self.seconds) >= 1
                 if self.step % self.config.sample_every == 0 or last:
-                    self._whole = False
                     with self.averaged():
                         look(self.step)
-                    self._whole = True
-                if time.monotonic() - self._saved > self.config.save_every:
+                if time.monotonic() - self._last_save > self.config.save_every:
                     self.save()
         finally:
             if self._whole:
@@ -294,6 +383,7 @@ class Trainer:
         if not torch.isfinite(norm):
             tqdm.write(f"step {step}: the gradient is not finite; this batch is left out")
             return
+        self._whole = False
         for optimizer in self.optimizers:
             optimizer.step()
         decay = min(self.config.ema, (1 + step) / (10 + step))
@@ -301,32 +391,25 @@ class Trainer:
         follow = get_ema_multi_avg_fn(decay)
         follow(list(self.average.values()), [values[name] for name in self.average], 0)
 
-    def averaged(self) -> "_Swap":
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """Within this block the module has the averaged weights."""
-        return _Swap(self.module, self.average)
-
-
-class _Swap:
-    """Exchanges the values of parameters, and back."""
-
-    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
-        self.module, self.values = module, values
-
-    def __enter__(self) -> None:
-        self._swap()
-        self.was_training = self.module.training
+        self._whole = False
+        self._exchange()
+        was_training = self.module.training
         self.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self._swap()
-        self.module.train(self.was_training)
+        try:
+            yield
+        finally:
+            self._exchange()
+            self.module.train(was_training)
+            self._whole = True
 
     @torch.no_grad()
-    def _swap(self) -> None:
-        for name, param in self._shared():
-            kept = param.clone()
-            param.copy_(self.values[name])
-            self.values[name].copy_(kept)
-
-    def _shared(self) -> Iterable[tuple[str, nn.Parameter]]:
-        return ((n, p) for n, p in self.module.named_parameters() if n in self.values)
+    def _exchange(self) -> None:
+        """Exchange the module's weights with the averaged ones."""
+        for name, param in self.module.named_parameters():
+            if name in self.average:
+                kept = param.clone()
+                param.copy_(self.average[name])
+                self.average[name].copy_(kept)

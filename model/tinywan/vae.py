@@ -10,6 +10,8 @@ feature cache); VAE: arXiv 1312.6114.
 import math
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -25,8 +27,8 @@ Cache = dict[nn.Module, Tensor]  # what each temporal layer must remember of ear
 class VAEConfig:
     """Sizes of the VAE; stride is (4, 8, 8): a 4x4 patch, then one more halving in space."""
 
+    patch: ClassVar[int] = 4  # pixels folded into channels before the first layer
     latent_channels: int = 32  # Wan2.1 has 16, Wan2.2's 5B model 48
-    patch: int = 4  # pixels folded into channels before the first layer
     encoder_widths: tuple[int, int] = (64, 128)  # at stride 4, at stride 8
     decoder_widths: tuple[int, int] = (96, 160)  # at stride 4, at stride 8
     encoder_depth: int = 2  # residual blocks at stride 8 with all time folded
@@ -297,10 +299,11 @@ class CausalVAE(nn.Module):
             `[b, c, f, h, w]`, f = (F - 1) / 4 + 1, mean 0 and at most variance 1 over the training world.
 
         Raises:
-            ConfigError: for sizes that do not fit the stride.
+            ConfigError: for sizes that do not fit the stride, or a chunk below 1.
         """
         frames, height, width = video.shape[2:]
         check_video_size(frames, height, width)
+        _check_chunk(chunk)
         cache: Cache = {}
         sizes = [1, *[4] * ((frames - 1) // 4)]
         parts = [video] if chunk is None else video.split(_grouped(sizes, chunk), dim=2)
@@ -354,11 +357,22 @@ class CausalVAE(nn.Module):
 
         Returns:
             `[b, 3, F, H, W]`, F = 1 + 4(f - 1), about in [-1, 1], not clipped.
+
+        Raises:
+            ConfigError: for a chunk below 1.
         """
+        _check_chunk(chunk)
         cache: Cache = {}
         x = latents * self.std + self.mean
         parts = [x] if chunk is None else x.split(chunk, dim=2)
         return torch.cat([self._decode(part, cache) for part in parts], dim=2)
+
+
+def _check_chunk(chunk: int | None) -> None:
+    if chunk is not None and not (isinstance(chunk, Integral) and chunk >= 1):
+        raise ConfigError(
+            f"chunk={chunk} cuts nothing: use 1 latent frame or more, or None for all at once"
+        )
 
 
 def _grouped(sizes: list[int], chunk: int) -> list[int]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tinywan.dit import DiT, DiTConfig
-from tinywan.errors import CheckpointError, ConfigError
+from tinywan.errors import CheckpointError, ConfigError, DeviceError
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 INDEX = WEIGHTS + ".index.json"
@@ -36,6 +36,7 @@ _NAMES = (
     (r"\.ffn\.net\.0\.proj\.", ".ffn.up."),
     (r"\.ffn\.net\.2\.", ".ffn.down."),
 )
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # What diffusers keeps in float32 when the rest is half precision.
 _PRECISE = re.compile(r"time_embedder|scale_shift_table|norm2")
 _UNREAD = re.compile(r"norm_added_q")  # is in some files and used by nobody
@@ -120,8 +121,20 @@ def load_wan(
 
     Raises:
         CheckpointError: where files are missing, damaged or do not fit each other.
-        ConfigError: for a transformer that `dit.py` has no parts for.
+        ConfigError: for a transformer that `dit.py` has no parts for, or a dtype that is none of weights.
+        DeviceError: where this machine has no such device.
     """
+    if dtype not in (None, *DTYPES):
+        raise ConfigError(
+            f"dtype={dtype!r}: use {', '.join(map(str, DTYPES))}, or None to leave each as it is stored"
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DeviceError(
+            f"this machine has no device {str(device)!r} that PyTorch can use: use cpu, or cuda or mps "
+            "where there is one"
+        ) from error
     folder = Path(folder)
     model = _empty(wan_config(_read_json(folder / CONFIG)))
     missing = {name for name, _ in model.named_parameters()}

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from tinywan.attention import Attention, attend, attend_few, window_mask
+from tinywan.attention import Attention, attend, attend_few, biased, window_mask
 from tinywan.norms import RMSNorm
 from tinywan.rope import axis_widths, rotary_table
 from torch import Tensor, nn
@@ -187,6 +187,15 @@ def test_a_window_is_a_square_around_each_place():
     mask = window_mask((3, 4), 1).view(3, 4, 3, 4)
     assert mask[0, 0].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
     assert mask[1, 2].int().tolist() == [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
+
+
+def test_a_mask_first_made_in_inference_mode_serves_training_too():
+    sizes = (2, 7)  # no other test asks for this one: the mask is remembered
+    with torch.inference_mode():
+        window_mask(sizes, 1)
+    bias = torch.zeros(14, 14, requires_grad=True)
+    biased(window_mask(sizes, 1), bias).exp().sum().backward()
+    assert bias.grad is not None
 
 
 def test_clips_of_a_batch_do_not_see_each_other(x, prompt):

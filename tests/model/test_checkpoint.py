@@ -94,6 +94,92 @@ def test_a_denoiser_that_serves_as_both_noise_experts_is_stored_once(pipe, tmp_p
     assert loaded.transformer_2 is loaded.transformer
 
 
+@pytest.fixture
+def shared() -> TextToVideoPipeline:
+    """Other weights, and one denoiser for all noise levels."""
+    other = TextToVideoPipeline.from_preset("debug", seed=6)
+    return TextToVideoPipeline(
+        other.config, other.tokenizer, other.text_encoder, other.vae, other.transformer,
+        other.transformer,
+    )  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_saving_over_a_checkpoint_replaces_all_of_it_and_nothing_else(folder, pipe, shared):
+    (folder / "README.md").write_text("mine")
+    (folder / "mine.safetensors").write_bytes(b"mine")
+    (folder / "model").mkdir()
+    (folder / "model" / "evaluation.json").write_text("{}")
+    shared.save_pretrained(folder, torch.float32)
+    assert {path.name for path in folder.iterdir()} == {
+        *FILES, "README.md", "mine.safetensors", "model",
+    } - {"transformer_2.safetensors"}  # fmt: skip
+    assert (folder / "README.md").read_text() == "mine"
+    assert (folder / "mine.safetensors").read_bytes() == b"mine"
+    assert (folder / "model" / "evaluation.json").exists()
+    assert torch.equal(draw(TextToVideoPipeline.from_pretrained(folder)), draw(shared))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    pipe.save_pretrained(folder, torch.float32)
+    assert torch.equal(draw(TextToVideoPipeline.from_pretrained(folder)), draw(pipe))
+
+
+def test_saving_over_a_damaged_checkpoint_mends_it(folder, pipe):
+    (folder / "config.json").write_bytes(b"half")
+    pipe.save_pretrained(folder, torch.float32)
+    assert torch.equal(draw(TextToVideoPipeline.from_pretrained(folder)), draw(pipe))
+
+
+@pytest.mark.parametrize("before", ["nothing", "one noise expert", "two noise experts"])
+@pytest.mark.parametrize("after", [True, False])
+def test_an_interrupted_save_leaves_what_there_was_and_nothing_else(
+    tmp_path, monkeypatch, pipe, shared, before, after
+):
+    """At every file that is written or moved, before and after it happens."""
+    folder = tmp_path / "checkpoint"
+    old, new = (pipe, shared) if before == "two noise experts" else (shared, pipe)
+    if before != "nothing":
+        old.save_pretrained(folder, torch.float32)
+        (folder / "README.md").write_text("mine")
+    was = contents(folder) if folder.exists() else None
+    done, at = 0, 0
+
+    def falling(method):
+        def call(self, *how, **more):
+            nonlocal done
+            done += 1
+            if done == at and not after:
+                raise KeyboardInterrupt
+            found = method(self, *how, **more)
+            if done == at:
+                raise KeyboardInterrupt
+            return found
+
+        return call
+
+    while True:
+        done, at = 0, at + 1
+        with monkeypatch.context() as patch:
+            for name in ("write_bytes", "write_text", "rename", "replace"):
+                patch.setattr(Path, name, falling(getattr(Path, name)))
+            try:
+                new.save_pretrained(folder, torch.float32)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        if folder.exists() and contents(folder) != was:  # it came after the last move
+            loaded = TextToVideoPipeline.from_pretrained(folder)
+            assert torch.equal(draw(loaded), draw(new))
+            break
+        assert [path.name for path in tmp_path.iterdir()] == ([] if was is None else [folder.name])
+    assert at >= 5
+    assert {p.name for p in tmp_path.iterdir()} == {folder.name}
+    assert not any(path.is_dir() for path in folder.iterdir())
+
+
 def test_loading_draws_nothing_from_the_global_generator(written):
     state = torch.get_rng_state()
     TextToVideoPipeline.from_preset("debug")

@@ -198,8 +198,8 @@ def test_a_hook_on_a_norm_sees_what_goes_into_the_sublayer_in_training_and_in_a_
 
 @pytest.mark.parametrize("patch_size", [(1, 2, 2), (3, 1, 2)])
 def test_without_blocks_a_place_of_the_latents_reaches_its_own_patch_alone(patch_size):
-    config = DiTConfig(**{**SMALL, "num_layers": 0, "attention": "full", "patch_size": patch_size})
-    model = speaking(config)
+    model = speaking(DiTConfig(**{**SMALL, "attention": "full", "patch_size": patch_size}))
+    model.blocks = nn.ModuleList()
     latents = torch.randn(1, *LATENTS[1:])
     moved = latents.clone()
     moved[0, 1, 2, 1, 2] += 1
@@ -213,8 +213,8 @@ def test_without_blocks_a_place_of_the_latents_reaches_its_own_patch_alone(patch
 
 
 def test_a_patch_is_read_channels_first_and_written_channels_last_as_in_wan():
-    config = DiTConfig(**{**SMALL, "num_layers": 0, "attention": "full", "patch_size": (3, 2, 2)})
-    model, read = DiT(config), []
+    model, read = DiT(DiTConfig(**{**SMALL, "attention": "full", "patch_size": (3, 2, 2)})), []
+    model.blocks = nn.ModuleList()
     model.patch_embedding.register_forward_pre_hook(lambda module, args: read.append(args[0]))
     model.proj_out.bias.data = torch.arange(48.0)
     latents = torch.randn(1, 4, 3, 2, 2)  # one patch
@@ -258,8 +258,10 @@ def test_a_prompt_that_was_read_before_draws_the_same_bits(masked, inputs):
     embeds[1, 4:] = 0
     context = model.read(embeds)
     assert torch.equal(model(latents, timestep, context), model(latents, timestep, embeds))
-    alone = model(latents[:1], timestep[:1], context.first(1))
-    torch.testing.assert_close(alone, model(*inputs)[:1], atol=10 * EXACT, rtol=0)
+    for row in (0, 1):
+        one = slice(row, row + 1)
+        alone = model(latents[one], timestep[one], context.rows(one))
+        torch.testing.assert_close(alone, model(*inputs)[one], atol=10 * EXACT, rtol=0)
 
 
 def test_a_text_router_sees_what_a_token_read_and_a_plain_one_does_not(inputs):
@@ -307,6 +309,14 @@ def test_latents_that_do_not_fit_get_a_sentence(shape, sentence):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
+        ({"condition_channels": -1}, "condition_channels=-1 must be at least 0"),
+        (
+            {"spatial_windows": (-1, None)},
+            "spatial_windows names -1: use a radius of 0 tokens or more, or None for all of them",
+        ),
+        ({"temporal_windows": (1, -2)}, "temporal_windows names -2"),
         ({"dim": 25}, "dim=25 cannot be split into num_heads=2 heads of even width: use a mult"),
         ({"dim": 26}, "dim=26 cannot be split into num_heads=2 heads of even width"),
         ({"attention": "sparse"}, "attention='sparse': use 'factorised' or 'full'"),
@@ -319,6 +329,15 @@ def test_latents_that_do_not_fit_get_a_sentence(shape, sentence):
 def test_a_configuration_that_cannot_be_gets_a_sentence(options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         DiTConfig(**{**SMALL, **options})
+
+
+@pytest.mark.parametrize(("reads", "given"), [(0, 6), (6, 5)])
+def test_keyframes_that_would_not_be_read_get_a_sentence(reads, given, inputs):
+    model = speaking(replace(CONFIGS["factorised"], condition_channels=reads))
+    condition = torch.zeros(2, given, *LATENTS[2:])
+    sentence = f"condition has {given} channels, and this denoiser reads {reads}: "
+    with pytest.raises(ConfigError, match=sentence):
+        model(*inputs, condition)
 
 
 @pytest.mark.parametrize("absolute", [True, False])

@@ -169,6 +169,12 @@ def test_degrading_blurs_and_adds_noise_of_the_given_strength(rng: np.random.Gen
     assert peak == pytest.approx(255 / (2 * np.pi), abs=1.5)
 
 
+@pytest.mark.parametrize("blur", [0.0, -1.0, float("nan")])
+def test_a_blur_of_nothing_gets_a_sentence(rng: np.random.Generator, blur: float) -> None:
+    with pytest.raises(ConfigError, match=f"blur={blur} cannot blur: use more than 0 pixels"):
+        degrade(np.zeros((1, 8, 8, 3), np.uint8), rng, blur=blur)
+
+
 # The evaluation
 
 

@@ -1,9 +1,13 @@
 """What a GPU draws is what the CPU draws; skipped with a sentence where there is none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tinywan.dit import DiT
 from tinywan.moe import MixtureOfExperts
 from tinywan.pipeline import TextToVideoPipeline
+from tinywan.presets import preset
 from tinywan.train_vae import measure_latents
 
 TOLERANCE = 2e-3  # float32 sums in another order, over four steps with guidance
@@ -62,6 +66,32 @@ def test_token_experts_mix_to_the_same_bits_every_time(to_train):
     with torch.set_grad_enabled(to_train):  # there is a way for each
         first = moe(x)
         assert all(torch.equal(moe(x), first) for _ in range(5))
+
+
+@pytest.mark.parametrize("expert_dim", [44, 48])  # that fit no grouped product, and that do
+def test_a_training_step_in_bfloat16_is_that_of_the_cpu_but_for_rounding(expert_dim):
+    config = replace(preset("debug").dit, expert_dim=expert_dim)
+    noise, latents, embeds = (
+        torch.randn(2, 16, 3, 4, 4),
+        torch.randn(2, 16, 3, 4, 4),
+        torch.randn(2, 9, 32),
+    )
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(3)
+        model = DiT(config).train()
+        torch.nn.init.normal_(model.proj_out.weight, std=0.02)
+        model.to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            answer = model(
+                noise.to(device), torch.full((1,), 500.0, device=device), embeds.to(device)
+            )
+            loss = (answer.float() - latents.to(device)).square().mean()
+        loss.backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        assert all(weight.isfinite().all() for weight in model.parameters())
+        found.append(loss.item())
+    assert found[1] == pytest.approx(found[0], rel=HALF_PRECISION)
 
 
 def test_latents_are_measured_alike(pipes):

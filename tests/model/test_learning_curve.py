@@ -78,3 +78,20 @@ def test_what_was_seen_is_counted_phase_by_phase() -> None:
     assert recipe.seen(4) == {"pictures": 96, "clips": 0}
     assert recipe.seen(12) == {"pictures": 240, "clips": 16}
     assert recipe.seen(99) == {"pictures": 240, "clips": 40}
+
+
+def test_the_folder_is_made_before_anything_is_drawn(
+    run: Path, tmp_path: Path, better_and_better: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert learning_curve.main(["--run", str(run), "--out", str(tmp_path / "file" / "curve")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+    assert not better_and_better
+
+
+def test_snapshots_draw_on_the_device_that_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--run", str(run), "--out", str(tmp_path), "--device", "tpu"]
+    assert learning_curve.main(arguments) == 2
+    assert "this machine has no device 'tpu': use cpu" in capsys.readouterr().err

@@ -121,6 +121,18 @@ def test_one_product_of_all_experts_equals_one_for_each_but_for_rounding():
         assert not torch.equal(exact, rounded)
 
 
+@pytest.mark.parametrize(("hidden", "alone"), [(44, True), (48, False)])
+def test_widths_that_one_product_of_all_experts_cannot_take_are_trained_one_by_one(
+    hidden, alone, monkeypatch
+):
+    monkeypatch.setattr("tinywan.moe._in_bfloat16", lambda device: True)  # as on a GPU
+    moe = MixtureOfExperts(32, hidden, 5, 2).train()
+    calls = count_rows(moe)
+    moe(torch.randn(1, TOKENS, 32)).square().sum().backward()
+    assert moe.router.weight.grad.isfinite().all()
+    assert any(calls.values()) is alone
+
+
 @pytest.mark.usefixtures("purpose")
 def test_only_the_chosen_experts_are_computed(moe, x):
     calls = count_rows(moe)

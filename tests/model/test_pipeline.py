@@ -1,10 +1,12 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tinywan.dit import DiT
 from tinywan.errors import ConfigError, DeviceError, PromptError
-from tinywan.pipeline import DenoiserCall, GenerationRequest, TextToVideoPipeline
+from tinywan.pipeline import OVERLAP, DenoiserCall, GenerationRequest, TextToVideoPipeline
 from tinywan.text import PromptTruncatedWarning
 
 PROMPT = "a woman in a red qipao"
@@ -134,6 +136,30 @@ def test_guidance_leads_from_the_negative_prompt_towards_the_prompt(pipe):
 
 def test_with_guidance_both_branches_run_as_one_batch(pipe):
     assert {call.branches for call in calls_of(pipe)} == {("cond", "uncond")}
+
+
+def test_one_branch_after_the_other_draws_what_one_batch_does_in_half_of_its_rows(pipe):
+    rows = []
+    hooks = [
+        transformer.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        for transformer in (pipe.transformer, pipe.transformer_2)
+    ]
+    options = {"prompt": [PROMPT, OTHER], "negative_prompt": ["snow", "night"]}
+    together = draw(pipe, **options)
+    apart = draw(pipe, batch_cond_uncond=False, **options)
+    for hook in hooks:
+        hook.remove()
+    assert rows == [4, 4, 4, 2, 2, 2, 2, 2, 2]
+    torch.testing.assert_close(apart, together, atol=BATCHED, rtol=0)
+
+
+def test_one_branch_after_the_other_is_told_call_by_call(pipe):
+    calls = calls_of(pipe, batch_cond_uncond=False, guidance_scale=1.0, guidance_scale_2=4.0)
+    assert [(call.step, call.noise_expert, call.branches) for call in calls] == [
+        (0, "high", ("cond",)),
+        *((step, "low", (branch,)) for step in (1, 2) for branch in ("cond", "uncond")),
+    ]
+    assert len({id(call) for call in calls}) == len(calls)
 
 
 def test_without_guidance_only_the_prompt_is_asked(pipe):
@@ -292,13 +318,21 @@ def test_the_progress_bar_can_be_silenced(pipe, capfd):
         ({"prompt": "\x00\x1b\u200b"}, PromptError, "the prompt is empty"),
         ({"prompt": []}, PromptError, "the prompt is empty"),
         ({"prompt": [PROMPT, " "]}, PromptError, "the prompt is empty"),
-        ({"prompt": [PROMPT, 5]}, PromptError, "the prompt is empty"),
+        ({"prompt": [PROMPT, 5]}, PromptError, "prompt holds 5, which is no text: give a text"),
+        ({"prompt": 5}, PromptError, "prompt=5 is no text: give a text, or one for each video"),
+        ({"prompt": None}, PromptError, "prompt=None is no text"),
+        ({"negative_prompt": 5}, PromptError, "negative_prompt=5 is no text"),
+        ({"negative_prompt": [5]}, PromptError, "negative_prompt holds 5, which is no text"),
         (
             {"negative_prompt": ["a", "b"]},
             PromptError,
             "1 prompts and 2 negative prompts: give one for each, or a single one for all",
         ),
-        ({"seed": -1}, ConfigError, "seed=-1 cannot seed a generator: use 0 or more, e.g. 7"),
+        (
+            {"seed": -1},
+            ConfigError,
+            r"seed=-1 cannot seed a generator: use 0 to 2\*\*63 - 1, e.g. 7",
+        ),
         ({"seed": 1.5}, ConfigError, "seed=1.5 is not a whole number: use one, e.g. 7"),
         ({"seed": "7"}, ConfigError, "seed='7' is not a whole number"),
         ({"num_frames": 5.0}, ConfigError, "num_frames=5.0 is not a whole number: .* e.g. 17"),
@@ -311,6 +345,22 @@ def test_the_progress_bar_can_be_silenced(pipe, capfd):
             {"generator": torch.Generator(), "seed": 1},
             ConfigError,
             "seed and generator were both given: use one of them",
+        ),
+        (
+            {"generator": [torch.Generator(), torch.Generator()]},
+            ConfigError,
+            "generator is a list: give one torch.Generator, which draws the noise of all videos",
+        ),
+        (
+            {"keyframes": np.zeros((2, 32, 32, 3))},
+            ConfigError,
+            "keyframes is a ndarray: give pictures by pixel frame, e.g. {0: picture}",
+        ),
+        ({"keyframes": [np.zeros((32, 32, 3))]}, ConfigError, "keyframes is a list: give pict"),
+        (
+            {"keyframes": {"0": np.zeros((32, 32, 3))}},
+            ConfigError,
+            "there is a keyframe for frame '0': name frames by whole numbers, e.g. {0: picture}",
         ),
         ({"num_frames": 16}, ConfigError, r"use 1 \+ 4k frames, e.g. 13 or 17"),
         ({"height": 50}, ConfigError, "height=50 does not fit the VAE: .* e.g. 48 or 56"),
@@ -329,6 +379,49 @@ def test_what_cannot_be_drawn_gets_a_sentence_and_leaves_nothing_behind(
         draw(pipe, **options)
     assert pipe.current_request is None
     assert pipe.current_call is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"prompt": " "}, PromptError, "the prompt is empty"),
+        ({"prompt": [PROMPT]}, ConfigError, "stream draws one prompt"),
+        ({"num_frames": "9"}, ConfigError, "num_frames='9' is not a whole number"),
+        ({"num_frames": 2.5}, ConfigError, "num_frames=2.5 is not a whole number"),
+        ({"num_frames": None}, ConfigError, "num_frames=None"),
+        ({"num_frames": 0}, ConfigError, "num_frames=0"),
+        ({"seed": "7"}, ConfigError, "seed='7' is not a whole number"),
+        ({"seed": 2**70}, ConfigError, "cannot seed a generator: use 0 to"),
+        ({"seed": -1}, ConfigError, "seed=-1 cannot seed a generator"),
+        ({"guidance_scale": 0}, ConfigError, "guidance_scale=0 cannot guide"),
+        ({"num_inference_steps": 0}, ConfigError, "num_inference_steps=0 makes no video"),
+        ({"height": 33}, ConfigError, "height=33 does not fit the VAE"),
+        ({"keyframes": np.zeros((32, 32, 3))}, ConfigError, "keyframes is a ndarray"),
+        ({"keyframes": {99: np.zeros((32, 32, 3))}}, ConfigError, "keyframe for frame 99, and"),
+        ({"colour": 1}, TypeError, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_stream_that_cannot_be_is_refused_before_anything_is_drawn(
+    pipe, options, error, sentence
+):
+    dit = replace(pipe.config.dit, condition_channels=20)
+    reader = TextToVideoPipeline(
+        replace(pipe.config, dit=dit), pipe.tokenizer, pipe.text_encoder, pipe.vae, *[DiT(dit)] * 2
+    )
+    with pytest.raises(error, match=sentence):
+        reader.stream(**{"prompt": PROMPT, "num_frames": 20, **options})
+
+
+def test_windows_that_are_all_overlap_are_refused(pipe):
+    dit = replace(pipe.config.dit, condition_channels=20)
+    config = replace(pipe.config, num_frames=OVERLAP, dit=dit)
+    reader = TextToVideoPipeline(
+        config, pipe.tokenizer, pipe.text_encoder, pipe.vae, *[DiT(dit)] * 2
+    )
+    options = {"seed": 1, "num_inference_steps": 1, "progress_bar": False}
+    assert [len(part) for part in reader.stream(PROMPT, num_frames=4, **options)] == [4]
+    with pytest.raises(ConfigError, match="draws 5 frames at a time, and every window of a longer"):
+        reader.stream(PROMPT, num_frames=6, **options)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "cpu:3", ""])

@@ -1,7 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 import torch
-from tinywan import theatre
+from safetensors import safe_open
+from safetensors.torch import save
+from tinywan import probes, theatre
 from tinywan.errors import CheckpointError, ConfigError
 from tinywan.probes import (
     FACTORS,
@@ -118,11 +122,61 @@ def test_a_probe_that_cannot_be_read_gets_a_sentence(tmp_path, content):
         load_probe(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"format": "tinywan-probes-0"},
+            "format 'tinywan-probes-0'; this tinywan reads 'tinywan-probes-1'",
+        ),
+        (
+            {"factors": json.dumps({**FACTORS, "direction": ["right", "left"]})},
+            "other values of direction",
+        ),
+        ({"factors": json.dumps({"direction": ["left", "right"]})}, "other values of .*wind"),
+        ({"factors": "[]"}, "train them with"),
+    ],
+)
+def test_probes_of_another_theatre_are_refused(probe, tmp_path, change, sentence):
+    path = tmp_path / "probes.safetensors"
+    save_probe(probe, path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    path.write_bytes(save(tensors, {**metadata, **change}))
+    with pytest.raises(CheckpointError, match=sentence):
+        load_probe(path)
+    path.write_bytes(save(tensors))
+    with pytest.raises(CheckpointError, match=r"train them with `python -m tinywan\.probes`"):
+        load_probe(path)
+
+
+def test_a_probe_whose_file_was_replaced_is_read_again(probe, tmp_path):
+    path = tmp_path / "probes.safetensors"
+    for made in (probe, Probe()):
+        save_probe(made, path)
+        wanted = made.state_dict()["heads.wind.bias"].half().float()
+        assert torch.equal(load_probe(path).state_dict()["heads.wind.bias"], wanted)
+
+
 def test_the_command_trains_writes_and_tells_how_good_they_are(tmp_path, capsys):
     path = tmp_path / "p.safetensors"
     assert main(["--steps", "2", "--clips", "2", "--out", str(path)]) == 0
     assert "garment_color" in capsys.readouterr().out
     assert load_probe(path).factors.keys() == FACTORS.keys()
+
+
+def test_the_command_makes_the_folder_before_it_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(probes, "train_probe", lambda *_, **__: Probe())
+    monkeypatch.setattr(probes, "accuracy", lambda probe, clips: accuracy(probe, 1))
+    path = tmp_path / "new" / "folder" / "p.safetensors"
+    assert main(["--out", str(path)]) == 0
+    assert load_probe(path).factors == FACTORS
+    monkeypatch.setattr(probes, "train_probe", lambda *_, **__: pytest.fail("too early"))
+    (tmp_path / "file").touch()
+    for wrong, says in ((tmp_path / "file" / "p", "File exists"), (tmp_path, "name a file")):
+        assert main(["--out", str(wrong)]) == 2
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--steps", "0"], ["--clips", "0"], ["--seed", "-1"]])

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import tinywan.train_vae as train_vae_module
 import torch
+from tinywan.batches import Phase
 from tinywan.checkpoint import SHIPPED
-from tinywan.errors import CheckpointError
+from tinywan.errors import CheckpointError, ConfigError
 from tinywan.motion import true_motion, warping_error
 from tinywan.muon import orthogonalise
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
+from tinywan.train_denoiser import DenoiserRecipe
 from tinywan.train_vae import Crops, VAERecipe, train_vae, training_batch, vae_loss
 from tinywan.trainer import Trainer, TrainerConfig
 from tinywan.vae import CausalVAE
@@ -69,9 +71,9 @@ class Net(nn.Module):
         return self.out(self.hidden(x).tanh())
 
 
-def trainer_in(folder: Path, config: TrainerConfig = STEPS) -> Trainer:
+def trainer_in(folder: Path, config: TrainerConfig = STEPS, **more: object) -> Trainer:
     torch.manual_seed(1)
-    return Trainer(folder, Net(), config, is_matrix=lambda name: name == "hidden.weight")
+    return Trainer(folder, Net(), config, is_matrix=lambda name: name == "hidden.weight", **more)
 
 
 def loss_of(trainer: Trainer, stop_at: int | None = None) -> Callable[[int], tuple[Tensor, dict]]:
@@ -123,6 +125,157 @@ def test_a_run_that_was_broken_and_resumed_equals_one_that_was_not(tmp_path):
     resumed = train(tmp_path / "broken")
     assert resumed.step == whole.step == 6
     assert_same(everything(resumed), everything(whole))
+
+
+def stop(*_: object) -> None:
+    """Stands for Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["backward", "look"])
+def test_an_interrupt_outside_of_an_update_is_saved_and_resumed(tmp_path, where):
+    whole, trainer = train(tmp_path / "whole"), trainer_in(tmp_path / "broken")
+    usual = loss_of(trainer)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        found, figures = usual(step)
+        if where == "backward" and step == 4:
+            found.register_hook(stop)
+        return found, figures
+
+    sentence = "^stopped and saved after step 4; the same command resumes$"
+    with trainer, pytest.raises(KeyboardInterrupt, match=sentence):
+        trainer.run(loss, stop if where == "look" else lambda step: None)
+    resumed = trainer_in(tmp_path / "broken")
+    assert resumed.resume()
+    assert resumed.step == 4
+    assert_same(everything(resumed), everything(trainer))
+    assert_same(everything(train(tmp_path / "broken")), everything(whole))
+
+
+@pytest.mark.parametrize(
+    ("save_every", "kept", "sentence"),
+    [
+        (120.0, None, "nothing was saved yet, and the same command begins anew"),
+        (0.0, 3, "the same command resumes after step 3"),
+    ],
+)
+def test_an_interrupt_within_an_update_says_what_is_left(tmp_path, save_every, kept, sentence):
+    trainer = trainer_in(tmp_path, replace(STEPS, save_every=save_every))
+    usual = loss_of(trainer)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        if step == 3:
+            trainer.optimizers[1].step = stop  # those of the first have changed by then
+        return usual(step)
+
+    with trainer, pytest.raises(KeyboardInterrupt, match=f"within a step.*: {sentence}"):
+        trainer.run(loss, lambda step: None)
+    resumed = trainer_in(tmp_path)
+    assert resumed.resume() is (kept is not None)
+    assert resumed.step == (kept or 0)
+
+
+@pytest.mark.parametrize("exchange", [2, 6])  # four parameters: on the way there, or back
+def test_an_interrupt_while_the_average_is_lent_or_given_back_saves_nothing(tmp_path, exchange):
+    class Average(dict):
+        asked = 0
+
+        def __getitem__(self, name: str) -> Tensor:
+            self.asked += 1
+            return stop() if self.asked > 2 * exchange else super().__getitem__(name)
+
+    trainer = trainer_in(tmp_path)
+    trainer.average = Average(trainer.average)
+    with trainer, pytest.raises(KeyboardInterrupt, match="within a step"):
+        trainer.run(loss_of(trainer), lambda step: None)
+    assert trainer.step == 4
+    assert trainer_in(tmp_path).resume() is False
+
+
+RECIPE = VAERecipe(STEPS, batch=2, seed=5)
+
+
+def test_a_resumed_run_may_take_other_steps_time_and_machines(tmp_path):
+    trainer_in(tmp_path, asked=[RECIPE]).save()
+    steps = replace(STEPS, steps=9, minutes=5.0, sample_every=7, save_every=3.0, bfloat16=True)
+    other = replace(RECIPE, trainer=steps, workers=4, bfloat16=True, compiled=True)
+    assert trainer_in(tmp_path, asked=[other]).resume()
+    phases = (Phase(6, 1, 8, 2), Phase(5, 9, 4, 2))
+    trainer_in(tmp_path, asked=[DenoiserRecipe(STEPS, phases)]).save()
+    again = (Phase(60, 1, 8, 4), Phase(7, 9, 4, 1))
+    assert trainer_in(tmp_path, asked=[DenoiserRecipe(steps, again)]).resume()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (replace(RECIPE, seed=9), r"seed=9 \(it was 5\)"),
+        (
+            replace(RECIPE, batch=3, anchor=0.5),
+            r"batch=3 \(it was 2\), anchor=0\.5 \(it was 0\.0\)",
+        ),
+        (replace(RECIPE, trainer=replace(STEPS, lr=0.5)), r"trainer\.lr=0\.5 \(it was 0\.002\)"),
+    ],
+)
+def test_a_run_that_was_asked_for_something_else_is_refused(tmp_path, other, named):
+    trainer_in(tmp_path, asked=[RECIPE]).save()
+    trainer = trainer_in(tmp_path, asked=[other])
+    with pytest.raises(
+        ConfigError, match=f"was begun with other options: {named}: .*another --out"
+    ):
+        trainer.resume()
+    assert trainer.step == 0
+
+
+def test_a_phase_with_other_batches_is_refused(tmp_path):
+    one, other = (DenoiserRecipe(STEPS, (Phase(6, 1, batch, 2),)) for batch in (8, 4))
+    trainer_in(tmp_path, asked=[one]).save()
+    with pytest.raises(ConfigError, match=r"phases\.0\.batch=4 \(it was 8\)"):
+        trainer_in(tmp_path, asked=[other]).resume()
+
+
+def test_a_run_that_went_on_from_other_weights_is_refused(tmp_path):
+    weights = Net()
+    trainer_in(tmp_path, start=[weights]).save()
+    assert trainer_in(tmp_path, start=[weights]).resume()
+    with torch.no_grad():
+        weights.out.bias[0] += 1e-3
+    for other in ([weights], []):
+        with pytest.raises(ConfigError, match=r"start='\w+' \(it was '\w+'\)"):
+            trainer_in(tmp_path, start=other).resume()
+
+
+def test_a_state_that_does_not_tell_what_it_was_asked_for_is_resumed(tmp_path):
+    trainer = trainer_in(tmp_path, asked=[RECIPE])
+    trainer.save()
+    state = torch.load(trainer.state_path)
+    del state["asked"]
+    torch.save(state, trainer.state_path)
+    assert trainer_in(tmp_path, asked=[replace(RECIPE, seed=9)], start=[Net()]).resume()
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"anchor": 0.5}, {"start": None}])
+def test_a_vae_is_resumed_with_what_it_was_begun_with(tmp_path, change):
+    config = preset("debug").vae
+    asked = {"seed": 0, "anchor": 0.0, "start": CausalVAE(config).eval()}
+
+    def train(steps: int, *, start: CausalVAE | None, **options: float) -> None:
+        recipe = VAERecipe(
+            TrainerConfig(steps=steps), batch=1, size=32, freeze_encoder=True, **options
+        )
+        train_vae(tmp_path, recipe, config, start=start)
+
+    train(0, **asked)
+    with pytest.raises(ConfigError, match=f"{next(iter(change))}=.*it was"):
+        train(0, **(asked | change))
+    train(0, **asked)
+
+
+def test_without_tensorboard_a_sentence_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'wanviz\[train\]'"), trainer_in(tmp_path):
+        pytest.fail("there is nowhere to write logs to")
 
 
 def test_training_lowers_the_loss(tmp_path):
@@ -259,8 +412,8 @@ def test_batches_are_made_of_seed_and_step_alone():
 def test_crops_tell_how_their_own_pixels_move():
     recipe = VAERecipe(STEPS, batch=6, num_frames=5, crop=48, size=64, world="whole")
     found = training_batch(recipe, step=1)
+    assert true_motion(found.video, found.flow, around=0).visible.float().mean() > 0.75
     everything = true_motion(found.video, found.flow)
-    assert everything.visible.float().mean() > 0.75
     kept = true_motion(found.video, found.flow, found.particles)
     for crop, falls in enumerate(found.particles.flatten(1).any(1)):
         dropped = everything.visible[crop].sum() - kept.visible[crop].sum()
@@ -560,8 +713,30 @@ def test_a_vae_that_was_stopped_goes_on_with_the_crops_that_come_next(tmp_path, 
         (f"--world first --start-from {SHIPPED}", "goes on in the whole world"),
         ("--start-from nowhere", "there is no checkpoint in nowhere"),
         ("--preset debug --image-batch 0", "image_batch=0"),
+        ("--preset debug --seed -1", "seed=-1: use a finite number, 0 to 4294967295"),
+        (f"--preset debug --seed {2**32}", "seed=4294967296: use a finite number, 0 to 4294967295"),
+        ("--preset debug --image-steps -5", "image_steps=-5: use a finite number, 0 or more"),
+        ("--preset debug --video-steps -5", "video_steps=-5: use a finite number, 0 or more"),
+        ("--preset debug --sample-every 0", "sample_every=0: use a finite number, 1 or more"),
+        ("--preset debug --encoder-widths 0 16", "encoder_widths=0 16: use a finite number, 1 or more"),
+        ("--preset debug --training-shift 0", "training_shift=0.0: use a finite number, more than 0"),
+        ("--preset debug --training-shift -1", "training_shift=-1.0: use a finite number, more than 0"),
+        ("--preset debug --minutes nan", "minutes=nan: use a finite number, more than 0"),
+        ("--preset debug --vae-anchor 5", "give --vae-steps"),
+        (f"--vae-anchor 5 --start-from {SHIPPED}", "give --vae-steps"),
+        ("--preset debug --vae-anchor 5 --vae-steps 9", "name one with --start-from"),
+        ("--preset debug --practise camera", "use action or direction"),
+        ("--preset debug --practise wind", "use action or direction"),
+        *(
+            (f"--preset debug --{name} {value}", f"{name.replace('-', '_')}={value}")
+            for name in (
+                "lr", "muon-lr", "vae-lr", "vae-muon-lr", "grounding", "vae-anchor", "flow-loss",
+                "contrast", "identity", "recall", "focus",
+            )
+            for value in ("-1.0", "nan", "inf")
+        ),
     ],
-)
+)  # fmt: skip
 def test_the_command_refuses_what_cannot_be_trained(tmp_path, capsys, options, sentence):
     from tinywan.train import main
 
@@ -584,3 +759,52 @@ def test_the_command_refuses_a_device_that_is_not_there(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "run"), "--device", "tpu"]) == 2
     assert "error: this machine has no device 'tpu': use cpu" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_of_several_processes_each_has_its_device_or_gets_a_sentence(tmp_path, monkeypatch, capsys):
+    from tinywan.train import main
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "77")
+    assert main(["--out", str(tmp_path / "run"), "--device", "cuda"]) == 2
+    assert "error: this machine has no device 'cuda" in capsys.readouterr().err
+
+
+def test_the_command_says_what_an_interrupt_left(tmp_path, monkeypatch, capsys):
+    from tinywan.train import main
+
+    options = ["--preset", "debug", "--vae-steps", "4", "--vae-batch", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(train_vae_module, "check_shareable", stop)
+    assert main(options) == 130
+    assert "stopped while nothing was trained" in capsys.readouterr().err
+    monkeypatch.undo()
+    batch = train_vae_module.training_batch
+    monkeypatch.setattr(
+        train_vae_module, "training_batch", lambda *how: stop() if how[1] == 2 else batch(*how)
+    )
+    assert main(options) == 130
+    assert "stopped and saved after step 2; the same command resumes" in capsys.readouterr().err
+    assert torch.load(tmp_path / "vae/state.pt")["step"] == 2
+
+
+def test_the_command_refuses_to_resume_what_was_asked_otherwise(tmp_path, capsys):
+    from tinywan.train import main
+
+    def train(start: str, *more: str) -> int:
+        options = "--video-steps 0 --image-batch 2 --takes 1".split()
+        where = ["--out", str(tmp_path / "run"), "--start-from", str(tmp_path / start)]
+        return main([*where, *options, *more])
+
+    for seed, name in enumerate(("one", "other")):
+        TextToVideoPipeline.from_preset("debug", seed).save_pretrained(tmp_path / name)
+    assert train("one", "--image-steps", "1") == 0
+    weights = (tmp_path / "run/checkpoint/transformer.safetensors").read_bytes()
+    assert train("other", "--image-steps", "1", "--seed", "9", "--grounding", "0") == 2
+    said = capsys.readouterr().err
+    for named in ("seed=9 (it was 0)", "grounding=0.0 (it was 1.0)", "start=", "another --out"):
+        assert named in said
+    assert (tmp_path / "run/checkpoint/transformer.safetensors").read_bytes() == weights
+    assert train("one", "--image-steps", "1", "--no-windows") == 2
+    assert " spatial_windows.0=None (it was 2)" in capsys.readouterr().err
+    assert train("one", "--image-steps", "2", "--micro-batch", "1", "--sample-every", "7") == 0
+    assert (tmp_path / "run/checkpoint/transformer.safetensors").read_bytes() != weights

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -200,6 +200,20 @@ def test_sizes_that_do_not_fit_get_the_nearest_that_do(size, sentence):
 def test_encode_refuses_such_a_video_too(vae):
     with pytest.raises(ConfigError, match="num_frames=4 does not fit"):
         vae.encode(torch.zeros(1, 3, 4, 16, 16))
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 1.5])
+def test_pieces_of_no_length_get_a_sentence(vae, video, latents, chunk):
+    sentence = f"chunk={chunk} cuts nothing: use 1 latent frame or more, or None for all at once"
+    with pytest.raises(ConfigError, match=sentence):
+        vae.encode(video, chunk=chunk)
+    with pytest.raises(ConfigError, match=sentence):
+        vae.decode(latents, chunk)
+
+
+def test_the_patch_is_no_choice_as_the_stride_is_not():
+    assert VAEConfig().patch == 4
+    assert "patch" not in {field.name for field in fields(VAEConfig)}
 
 
 def test_the_latent_statistics_must_match_the_channels():

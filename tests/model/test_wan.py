@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tinywan.errors import CheckpointError, ConfigError
+from tinywan.errors import CheckpointError, ConfigError, DeviceError
 from tinywan.presets import WAN, preset
 from tinywan.wan import INDEX, WEIGHTS, load_wan, wan_config, wan_parameters
 
@@ -149,6 +149,20 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
     (tmp_path / INDEX).write_text('{"weight_map": 3}')
     with pytest.raises(CheckpointError, match="has no weight_map"):
         load_wan(tmp_path, progress_bar=False)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:77", ""])
+def test_a_device_that_is_not_there_is_refused(device, tmp_path):
+    saved(tmp_path)
+    with pytest.raises(DeviceError, match=f"this machine has no device '{device}'.*use cpu"):
+        load_wan(tmp_path, device=device, progress_bar=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "float16"])
+def test_weights_are_not_read_as_what_they_are_not(dtype, tmp_path):
+    saved(tmp_path)
+    with pytest.raises(ConfigError, match=f"dtype={dtype!r}: use torch.float32, "):
+        load_wan(tmp_path, dtype=dtype, progress_bar=False)
 
 
 _LOADS = """

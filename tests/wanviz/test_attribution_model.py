@@ -773,6 +773,19 @@ def test_a_bar_is_shown_unless_it_is_not_wanted(pipe, capsys, monkeypatch, confi
     assert not size or shown or vars(pipe).get("_progress_bar_config") == config
 
 
+@pytest.mark.parametrize("ask", [attribute, rank_words])
+@pytest.mark.parametrize(
+    ("change", "says"), [({"prompt": None}, "prompt=None: give a str"), ({"seed": "7"}, "seed='7'")]
+)
+def test_a_bad_prompt_or_seed_gets_a_sentence_before_anything_is_drawn(
+    tiny, monkeypatch, ask, change, says
+):
+    monkeypatch.setattr(type(tiny), "__call__", lambda *a, **k: pytest.fail("it was drawn"))
+    asked = {"prompt": PROMPT, **change} | ({"region": np.ones(GRID)} if ask is rank_words else {})
+    with pytest.raises(wanviz.OptionError, match=says):
+        ask(tiny, asked.pop("prompt"), WORDS, **asked)
+
+
 @pytest.mark.parametrize("shown", [True, False])
 def test_what_is_drawn_to_be_explained_shows_a_bar_unless_it_is_not_wanted(tiny, capsys, shown):
     attribute(tiny, PROMPT, WORDS, method="knockout", sigmas=(LOW,), progress_bar=shown)

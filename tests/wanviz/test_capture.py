@@ -348,6 +348,20 @@ def test_an_interrupted_generation_keeps_what_was_seen(pipe, generate):
     assert list(computed) == [True, True, False, False]
 
 
+def test_a_trace_that_cannot_be_made_does_not_hide_what_was_raised(pipe, generate, monkeypatch):
+    def fail(prompt):
+        raise MemoryError("too little")
+
+    monkeypatch.setattr("wanviz.session.split_words", fail)
+    with pytest.raises(KeyError, match="mine"), wanviz.capture(pipe) as trace:
+        generate()
+        raise KeyError("mine")
+    with pytest.raises(wanviz.CaptureError, match=r"the run broke off.*too little"):
+        trace.word_map("旗袍")
+    with pytest.raises(MemoryError), wanviz.capture(pipe):
+        generate()
+
+
 def test_a_trace_cannot_be_read_before_the_block_ends(pipe, generate):
     with wanviz.capture(pipe) as trace:
         generate()
@@ -391,6 +405,14 @@ def test_each_of_several_videos_has_a_trace_of_its_own(pipe, generate):
             )
         video = both.videos[number].frames
         assert np.array_equal(video, np.rint(frames[number] * 255).astype(np.uint8))
+
+
+def test_of_several_videos_the_seed_draws_the_first_again_and_no_other(pipe, generate):
+    with wanviz.capture(pipe) as both:
+        frames = generate([PROMPT, ENGLISH], seed=3)
+    assert [video.record["seed"] for video in both.videos] == [3, None]
+    np.testing.assert_allclose(generate(PROMPT, seed=3)[0], frames[0], atol=1e-4)
+    assert not np.allclose(generate(ENGLISH, seed=3)[0], frames[1], atol=1e-2)
 
 
 def test_a_trace_of_several_videos_says_where_they_are(pipe, generate):

@@ -50,12 +50,15 @@ def calls(monkeypatch, painted):
 
     def pipe(prompt, **options):
         asked.append({"prompt": prompt, **options})
-        if options.get("num_frames") == 16:
-            raise ConfigError("num_frames=16 does not fit the VAE:\nuse 1 + 4k frames")
+        if options.get("height") == 90:
+            raise ConfigError("height=90 does not fit the VAE:\nuse a multiple of 8")
 
     pipeline = SimpleNamespace(from_pretrained=lambda path, device, dtype: pipe)
     monkeypatch.setattr(tinywan, "TextToVideoPipeline", pipeline, raising=False)
     monkeypatch.setattr(wanviz, "capture", Watched(painted()), raising=False)
+    monkeypatch.setattr(
+        wanviz, "plan", lambda pipe, prompt, **options: SimpleNamespace(nbytes=0), raising=False
+    )
     drawn = SimpleNamespace(can_preview=True)
     monkeypatch.setattr(wanviz.adapters, "adapter_for", lambda found: drawn)
     return asked
@@ -90,7 +93,12 @@ def test_explain_writes_and_names_four_whole_files(calls, tmp_path, capsys, pain
             "seed": 3,
         }
     ]
-    assert wanviz.capture.options == {"previews": True, "links": True, "budget": "1GiB"}
+    assert wanviz.capture.options == {
+        "words": None,
+        "previews": True,
+        "links": True,
+        "budget": "1GiB",
+    }
     assert np.array_equal(Trace.load(out / "video.trace").frames, painted().frames)
     frames = imageio_ffmpeg.count_frames_and_secs(str(out / "video.mp4"))
     assert frames[0] == 17
@@ -110,6 +118,7 @@ def test_explain_writes_and_names_four_whole_files(calls, tmp_path, capsys, pain
         (["explain", "  "], "it is empty: say in words what to draw"),
         (["explain", "a dog", "--seed", "seven"], "invalid int value: 'seven'"),
         (["explain", "a dog", "--guidance", "much"], "invalid float value: 'much'"),
+        (["explain", "a dog", "--words", ", "], "it names no phrase of the prompt"),
         (["draw", "a dog"], "invalid choice: 'draw'"),
     ],
 )
@@ -124,10 +133,63 @@ def test_bad_arguments_get_one_line_and_code_2(arguments, sentence, capsys):
 
 def test_what_the_model_refuses_gets_one_line_and_leaves_no_folder(calls, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main(["explain", "a dog", "--out", str(out), "--num-frames", "16"]) == 2
+    assert cli.main(["explain", "a dog", "--out", str(out), "--height", "90"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "wanviz: num_frames=16 does not fit the VAE: use 1 + 4k frames"
+    assert last == "wanviz: height=90 does not fit the VAE: use a multiple of 8"
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--steps 0", "--steps 0: use a whole number from 1"),
+        ("--steps -1", "--steps -1: use"),
+        ("--seed -1", "--seed -1: use a whole number from 0 below 2**63"),
+        (f"--seed {2**70}", f"--seed {2**70}: use"),
+        ("--guidance nan", "--guidance nan: use a finite number"),
+        ("--guidance inf", "--guidance inf: use a finite number"),
+        ("--num-frames -3", "num_frames=-3 does not fit the VAE: use 1 + 4k frames, e.g. 1 or 5"),
+        ("--num-frames 10", "num_frames=10 does not fit the VAE: use 1 + 4k frames, e.g. 9 or 13"),
+        ("--budget apple", "budget='apple' is not a size"),
+    ],
+)
+def test_what_no_model_can_do_is_found_before_one_is_loaded(
+    monkeypatch, tmp_path, capsys, arguments, sentence
+):
+    monkeypatch.setattr(cli, "_load", lambda arguments: pytest.fail("it was loaded"))
+    out = tmp_path / "out"
+    assert cli.main(["explain", "a dog", "--out", str(out), *arguments.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"wanviz: {sentence}")
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "phrases"),
+    [
+        (["--words", "dog,red ball"], ["dog", "red ball"]),
+        (["--words", "dog,", "--words", " red ball "], ["dog", "red ball"]),
+        (["--words", "狗，红球、雨"], ["狗", "红球", "雨"]),
+    ],
+)
+def test_words_to_keep_are_named_with_commas_or_one_by_one(calls, tmp_path, given, phrases):
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path), *given]) == 0
+    assert wanviz.capture.options["words"] == phrases
+
+
+def test_a_capture_over_budget_is_told_in_options_of_the_command(
+    calls, tmp_path, capsys, monkeypatch
+):
+    planned = SimpleNamespace(nbytes=3 << 20)
+    monkeypatch.setattr(wanviz, "plan", lambda pipe, prompt, **options: planned)
+    asked = ["explain", "a dog", "--out", str(tmp_path / "out"), "--budget", "2MiB"]
+    assert cli.main(asked) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("wanviz: 3.0 MiB would be kept and --budget is 2.0 MiB: ")
+    assert all(f"--{name}" in said for name in ("words", "steps", "num-frames", "budget"))
+    assert not any(option in said for option in ("keep=", "select=", "words="))
+    assert calls == []
 
 
 def test_an_unwritable_folder_is_found_before_anything_is_drawn(calls, tmp_path, capsys):
@@ -182,6 +244,7 @@ def pipe(prompt, **options):
     time.sleep(60)
 tinywan.TextToVideoPipeline = SimpleNamespace(from_pretrained=lambda path, device, dtype: pipe)
 wanviz.capture = lambda pipe, **options: nullcontext()
+wanviz.plan = lambda pipe, prompt, **options: SimpleNamespace(nbytes=0)
 wanviz.adapters.adapter_for = lambda pipe: SimpleNamespace(can_preview=False)
 from wanviz.cli import main
 sys.exit(main(["explain", "a dog", "--out", sys.argv[1]]))
@@ -328,6 +391,71 @@ def test_explain_draws_with_real_wan_from_a_folder(real_model, tmp_path, more):
     assert trace.record["dtype"] == ("bfloat16" if "bfloat16" in more else "float32")
     assert {step["noise_expert"] for step in trace.record["steps"]} == {"high", "low"}
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(cli.FILES.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--device banana", "this machine has no device 'banana': use cpu"),
+        ("--device cuda:99", "this machine has no device 'cuda:99': use cpu"),
+        ("--device meta", "this machine has no device 'meta': use cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_found_before_real_wan_is_loaded(
+    real_model, tmp_path, capsys, monkeypatch, arguments, sentence
+):
+    from diffusers import DiffusionPipeline
+
+    monkeypatch.setattr(
+        DiffusionPipeline, "from_pretrained", lambda *a, **k: pytest.fail("it was loaded")
+    )
+    asked = ["explain", "a cat", "--model", str(real_model), "--out", str(tmp_path / "out")]
+    assert cli.main([*asked, *arguments.split()]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"wanviz: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_frames": 10}, "num_frames=10 does not fit the VAE"),
+        ({"num_frames": -3}, "num_frames=-3 does not fit the VAE"),
+        ({"height": 40}, "height=40 is not a multiple of 16 pixels"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"seed": 2**70}, "refuses what was asked"),
+        ({"num_frames": "nine"}, "refuses what was asked"),
+    ],
+)
+def test_what_real_wan_would_round_or_fail_at_is_refused_before_it_draws(
+    real_model, changes, sentence
+):
+    """Of a line of a sweep, too, where no command line was looked at."""
+    _, draw = wanviz.adapters.load_pipeline(str(real_model), "cpu", "float32")
+    asked = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 1, "seed": 1}
+    with pytest.raises(wanviz.OptionError, match=sentence):
+        draw("a cat", **{**asked, **changes})
+
+
+def test_words_and_sizes_are_looked_at_before_real_wan_draws(
+    real_model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(wanviz, "capture", lambda *a, **k: pytest.fail("it was drawn"))
+    asked = ["explain", "a cat in the rain", "--model", str(real_model), "--device", "cpu"]
+    asked += ["--out", str(tmp_path / "out"), *SMALL_RUN]
+    assert cli.main([*asked, "--words", "rain,dog"]) == 2
+    assert "'dog'" in capsys.readouterr().err.splitlines()[-1]
+    assert cli.main([*asked, "--height", "40"]) == 2
+    assert "height=40 is not a multiple of 16" in capsys.readouterr().err.splitlines()[-1]
+    assert cli.main([*asked, "--budget", "9KiB"]) == 2
+    assert "--budget is 9.0 KiB" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_words_shrink_what_explain_keeps_of_real_wan(real_model, tmp_path):
+    asked = ["explain", "a cat in the rain", "--model", str(real_model), "--device", "cpu"]
+    assert cli.main([*asked, "--out", str(tmp_path), *SMALL_RUN, "--words", "rain"]) == 0
+    trace = wanviz.Trace.load(tmp_path / "video.trace")
+    assert "".join(token.text for token in trace.tokens).strip() == "rain"
+    assert list(trace.special[()].kind.values) == ["end_of_text", "padding", "other_words"]
 
 
 @pytest.mark.parametrize(

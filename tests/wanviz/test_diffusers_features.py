@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import linear
 
 import wanviz
 from tests.wanviz import real_wan as real
+from tests.wanviz.test_diffusers_interventions import columns_of, outputs
 from tests.wanviz.test_diffusers_wan import fingerprint
+from wanviz.attribution import rank_words
+from wanviz.interventions import reweight
 
 pytest.importorskip("transformers", reason="diffusers' WanPipeline needs it for its text encoder")
 pytest.importorskip("peft", reason="LoRA in diffusers needs it")
@@ -50,10 +54,6 @@ def lora(model: Any) -> None:
     model.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
 
 
-def gradient_checkpointing(model: Any) -> None:
-    model.enable_gradient_checkpointing()
-
-
 def training_mode(model: Any) -> None:
     model.train()
 
@@ -65,7 +65,6 @@ FEATURES: dict[str, Prepare] = {
     "group offload by leaf": leaf_offload,
     "fp8 layerwise casting": layerwise_casting,
     "LoRA": lora,
-    "gradient checkpointing": gradient_checkpointing,
     "training mode": training_mode,
 }
 
@@ -141,6 +140,70 @@ def test_a_feature_that_comes_while_watching_keeps_its_maps(name, usual):
         np.testing.assert_allclose(masses(trace), usual, atol=1e-5)
 
 
+def checkpointed(model: Any) -> list[str]:
+    """Gradient checkpointing, which tells of each block that it computes so."""
+    blocks: list[str] = []
+
+    def checkpoint(block: Any, *args: Any) -> Any:
+        blocks.append(type(block).__name__)
+        return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
+
+    model.enable_gradient_checkpointing(checkpoint)
+    return blocks
+
+
+def test_blocks_that_are_computed_again_on_the_way_back_are_watched_once():
+    """A pipeline that runs with gradients, as where a LoRA learns from what a reward says of the video."""
+    pipe = real.wan21()
+
+    def latents_and_gradient(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        pipe.transformer.zero_grad()
+        latents = type(pipe).__call__.__wrapped__(  # the pipeline's own turns gradients off
+            pipe, real.ENGLISH, negative_prompt="blurred", generator=torch.Generator().manual_seed(7),
+            **{**real.SIZE, "output_type": "latent"},
+        ).frames  # fmt: skip
+        latents.square().sum().backward()
+        return latents.detach(), pipe.transformer.proj_out.weight.grad.clone()
+
+    with wanviz.capture(pipe, **OPTIONS) as usual:
+        real.draw(pipe, output_type="latent")
+    blocks = checkpointed(pipe.transformer)
+    plain = latents_and_gradient(pipe)
+    assert len(blocks) == 2 * 3 * 2  # layers, steps, branches
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        watched = latents_and_gradient(pipe)
+    assert len(blocks) == 2 * 2 * 3 * 2
+    assert all(map(torch.equal, plain, watched))
+    np.testing.assert_allclose(masses(trace), masses(usual), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients"])
+def test_gradient_checkpointing_changes_no_attribution_and_stays_on(method, rng):
+    asked = {
+        "video": rng.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8),
+        "sigmas": (0.5,),
+        "progress_bar": False,
+    }
+    region = np.ones((2, 4, 4))
+
+    def both(pipe: Any) -> tuple[Any, Any]:
+        found = wanviz.attribute(pipe, real.ENGLISH, ["umbrella"], method=method, **asked)
+        words = ["umbrella", "rain"]
+        ranks = rank_words(
+            pipe, real.ENGLISH, words, region=region, method=method, steps=2, **asked
+        )
+        return found.values, ranks
+
+    pipe = real.wan21()
+    expected = both(pipe)
+    blocks = checkpointed(pipe.transformer)
+    found = both(pipe)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not blocks
+    assert pipe.transformer.is_gradient_checkpointing
+
+
 @pytest.mark.parametrize("method", ["attention_value", "output_space"])
 def test_what_a_word_brings_counts_what_lora_adds(method, rng):
     asked = {
@@ -197,7 +260,9 @@ def test_attention_that_is_broadcast_is_not_computed():
         watched = real.draw(pipe, num_inference_steps=4, guidance_scale=1.0)
     assert np.array_equal(plain, watched)
     computed = np.isfinite(trace.maps["step"].values).all(axis=(1, 2, 3, 4))
-    assert 0 < computed.sum() < 4
+    assert list(computed) == [True, False, True, False]  # each second call repeats the one before
+    skipped = [[layer, step] for layer in range(2) for step in (1, 3)]
+    assert trace.record["not_computed"] == {"cond/words": skipped}
 
 
 def caches() -> dict[str, Callable[[], Any]]:
@@ -271,6 +336,19 @@ def test_a_compiled_model_is_watched_eagerly_and_runs_compiled_again(name, dtype
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_model_that_is_compiled_while_watched_runs_eagerly_until_the_end(name):
+    torch._dynamo.reset()
+    eager, pipe = real.draw(real.wan21()), real.wan21()
+    with wanviz.capture(pipe, **OPTIONS) as trace:
+        COMPILED[name](pipe)
+        watched = real.draw(pipe)
+    assert np.array_equal(watched, eager)
+    assert trace.record["not_computed"] == {}
+    np.testing.assert_allclose(masses(trace).sum(axis=3), 2.0, atol=1e-4)
+    torch._dynamo.reset()
+
+
 def draw_from_image(pipe: Any, **options: Any) -> np.ndarray:
     asked = {"image": Image.new("RGB", (48, 32), "red"), "negative_prompt": "blurred", **real.SIZE}
     return pipe(
@@ -314,6 +392,37 @@ def test_image_keys_stand_apart_from_the_words(monkeypatch):
     assert set(keys) == {512}
     assert trace.record["image_keys"] == "attended apart"
     np.testing.assert_allclose(masses(trace).sum(axis=3), 2.0, atol=1e-4)
+
+
+def test_a_factor_leaves_the_keys_of_an_image_alone(monkeypatch):
+    """Wan2.1's image-to-video looks at words and at an image in one attention, with a softmax for each."""
+    pipe = image_to_video(image_dim=8, added_kv_proj_dim=24)
+    image = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(pipe, "encode_image", lambda *a: image)  # in place of a CLIP of 1 GB
+    part = pipe.transformer.blocks[0].attn2
+    with (
+        reweight(pipe, real.ENGLISH, {"umbrella": 0, "rain": 9}),
+        outputs(part.norm_q) as qs,
+        outputs(part.norm_k) as ks,
+        outputs(part.to_v) as vs,
+        outputs(part.norm_added_k) as image_ks,
+        outputs(part.add_v_proj) as image_vs,
+        outputs(part) as outs,
+    ):
+        draw_from_image(pipe)
+    calls = zip(qs, ks, vs, image_ks, image_vs, strict=True)
+    q, k, v, image_k, image_v = (
+        x.double().unflatten(2, (2, -1)).transpose(1, 2) for x in next(calls)
+    )  # b n l d
+    factor = torch.ones(k.shape[2])
+    factor[columns_of(pipe, "umbrella")] = 0
+    factor[columns_of(pipe, "rain")] = 9
+    share = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) * factor
+    of_image = (q @ image_k.mT / q.shape[-1] ** 0.5).softmax(-1)
+    answer = share / share.sum(-1, True) @ v + of_image @ image_v
+    answer = answer.transpose(1, 2).flatten(2)
+    expected = linear(answer, part.to_out[0].weight.double(), part.to_out[0].bias.double())
+    torch.testing.assert_close(outs[0].double(), expected, atol=1e-5, rtol=0.0)
 
 
 def test_expanded_timesteps_are_one_noise_level():

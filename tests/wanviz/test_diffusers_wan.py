@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,22 @@ def test_latent_output_gives_a_trace_without_a_video(wan21):
     assert len(trace.words) == 13
 
 
+def look_at_it(pipe, step, timestep, kwargs):
+    """What people do to watch a run: decode its latents, and make pictures of them."""
+    video = pipe.vae.decode(kwargs["latents"].to(pipe.vae.dtype), return_dict=False)[0]
+    pipe.video_processor.postprocess_video(video, output_type="np")
+    return {}
+
+
+def test_pictures_of_a_callback_are_not_the_video(wan21):
+    with wanviz.capture(wan21) as trace:
+        real.draw(wan21, output_type="latent", callback_on_step_end=look_at_it)
+    assert trace.frames is None
+    with wanviz.capture(wan21) as trace:
+        frames = real.draw(wan21, callback_on_step_end=look_at_it)
+    assert np.array_equal(trace.frames, np.rint(frames[0] * 255).astype(np.uint8))
+
+
 def test_a_plan_tells_the_kept_bytes_to_the_byte(wan22):
     size = {k: v for k, v in real.SIZE.items() if k != "output_type"}
     for options in ({}, {"frames": "exact"}, {"words": ["rain"]}, {"select": {"step": [0, 2]}}):
@@ -279,6 +296,43 @@ def test_precomputed_embeddings_ask_for_their_words(wan21):
     np.testing.assert_allclose(trace.word_map("rain"), told.word_map("rain"), atol=1e-6)
 
 
+def test_precomputed_embeddings_may_make_several_videos(wan21):
+    embeds = embeds_of(wan21, real.ENGLISH) | {"num_videos_per_prompt": 2}
+    plain = real.draw(wan21, **embeds)
+    with wanviz.capture(wan21, prompt=real.ENGLISH) as trace:
+        frames = real.draw(wan21, **embeds)
+    assert np.array_equal(frames, plain)
+    for number, video in enumerate(trace.videos):
+        assert video.prompt == real.ENGLISH
+        assert np.array_equal(video.frames, np.rint(frames[number] * 255).astype(np.uint8))
+    first, second = (video.maps["step"].values for video in trace.videos)
+    assert not np.allclose(first, second)  # of the same words in other noise
+
+
+def test_a_seed_is_recorded_for_the_video_that_it_draws_again(wan21):
+    def seeds(generator):
+        with wanviz.capture(wan21) as trace:
+            frames = wan21(
+                [real.ENGLISH, real.CHINESE], negative_prompt="blurred", generator=generator, **real.SIZE
+            ).frames  # fmt: skip
+        recorded = [video.record["seed"] for video in trace.videos]
+        for prompt, seed, drawn in zip((real.ENGLISH, real.CHINESE), recorded, frames, strict=True):
+            if seed is not None:
+                np.testing.assert_allclose(real.draw(wan21, prompt, seed)[0], drawn, atol=1e-4)
+        return recorded
+
+    def of(seed):
+        return torch.Generator().manual_seed(seed)
+
+    used, shared = of(5), of(6)
+    torch.rand(1, generator=used)
+    assert seeds(of(3)) == [3, None]
+    assert seeds([of(3), of(4)]) == [3, 4]
+    assert seeds([shared, shared]) == [6, None]
+    assert seeds([used, of(4)]) == [None, 4]
+    assert seeds(None) == [None, None]
+
+
 def test_words_that_the_embeddings_cannot_be_of_are_refused(wan21):
     embeds = embeds_of(wan21, real.ENGLISH)
     with (
@@ -306,6 +360,19 @@ def test_embeddings_that_change_on_the_way_are_not_attributed(wan21):
         return {"prompt_embeds": other} if step == 1 else {}
 
     assert steps_kept(wan21, swap) == [True, True, False]
+
+
+def test_embeddings_that_change_in_a_branch_that_nobody_watches_are_none_of_ours(wan21):
+    other = embeds_of(wan21, "a cat and a dog")["prompt_embeds"]
+
+    def swap(pipe, step, timestep, kwargs):
+        return {"negative_prompt_embeds": other} if step == 1 else {}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", wanviz.CaptureWarning)
+        with wanviz.capture(wan21, keep=[("step",)]) as trace:
+            real.draw(wan21, max_sequence_length=64, callback_on_step_end=swap)
+    assert np.isfinite(trace.maps["step"]).all()
 
 
 def test_a_prompt_longer_than_the_model_reads_is_told(wan21):

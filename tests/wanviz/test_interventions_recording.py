@@ -218,6 +218,36 @@ def test_a_bad_argument_gets_a_sentence(pipe, generate, name):
         generate()
 
 
+def test_steps_that_never_ran_are_told_at_the_end(pipe, generate, recwarn):
+    plain = generate()
+    with (
+        pytest.warns(UserWarning, match=r"steps=\[7, 99\] never ran.*4 steps, 0 to 3") as told,
+        scale_heads(pipe, {(0, 0): 0}, steps=[99, 7]),
+    ):
+        assert np.array_equal(generate(), plain)
+    assert told[0].filename == __file__
+    with (
+        pytest.warns(UserWarning, match=r"steps=\[99\] never ran"),
+        scale_experts(pipe, {(0, 0): 0}, steps=[99, 0]),
+    ):
+        generate()
+    with (
+        pytest.warns(UserWarning, match=r"steps=\[0\] never ran.*nothing"),
+        reweight_frames(pipe, np.eye(3), steps=[0]),
+    ):
+        pass
+    recwarn.clear()
+    with scale_heads(pipe, {(0, 0): 0}, steps=[0, 3]):
+        generate()
+    assert not [one for one in recwarn if "never ran" in str(one.message)]
+
+
+def test_latents_cannot_be_compared(pipe):
+    change = scale_heads(pipe, {(0, 0): 0})
+    with pytest.raises(wanviz.OptionError, match=r"output_type='latent'.*leave it out"):
+        compare(pipe, PROMPT, change, output_type="latent", **SIZE)
+
+
 def test_a_phrase_that_is_not_in_the_prompt_gets_the_candidates(pipe):
     with pytest.raises(wanviz.PhraseError, match="旗袍"), reweight(pipe, PROMPT, {"旗跑": 0}):
         pass

@@ -118,6 +118,23 @@ def test_the_negative_prompt_is_observed_on_request(pipe, video):
     np.testing.assert_allclose(both.word_map("旗袍"), cond.word_map("旗袍"), atol=1e-6)
 
 
+def test_a_pipeline_is_offloaded_again_also_when_its_model_raises(video, monkeypatch):
+    pipe, freed = wan("wan2.2"), []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(1), raising=False)
+    wanviz.observe(pipe, video, PROMPT, sigmas=SIGMAS)
+    assert len(freed) == 1
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    for part in (pipe.vae.encoder, pipe.text_encoder, pipe.transformer_2.blocks[1]):
+        handle = part.register_forward_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            wanviz.observe(pipe, video, PROMPT, sigmas=SIGMAS)
+        handle.remove()
+    assert len(freed) == 4
+
+
 def test_options_of_capture_hold(pipe, video):
     trace = wanviz.observe(
         pipe, video, PROMPT, sigmas=(0.5,), words=["旗袍"], select={"layer": [1]}, frames=None
@@ -138,6 +155,18 @@ def test_options_of_capture_hold(pipe, video):
         ({"video": np.zeros((9, 30, 48, 3), np.uint8)}, "height=30"),
         ({"sigmas": ()}, "noise levels in"),
         ({"sigmas": (1.5,)}, "has 1.5"),
+        *(
+            ({**model, **change}, says)
+            for model in ({}, {"pipe": "wan2.1"})
+            for change, says in (
+                ({"prompt": ["a"]}, r"prompt=\['a'\]: give a str"),
+                ({"prompt": None}, "prompt=None: give a str"),
+                ({"negative_prompt": None}, "negative_prompt=None: give a str"),
+                ({"seed": "7"}, "seed='7': give a whole number from 0"),
+                ({"seed": -1}, "seed=-1: give a whole number from 0"),
+                ({"seed": 2**64}, "seed=18446744073709551616: give a whole number from 0"),
+            )
+        ),
     ],
 )
 def test_a_bad_video_or_level_gets_a_sentence(pipe, video, change, says):

@@ -1,9 +1,18 @@
 """Memory is declared before it is used."""
 
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import wanviz
+from tests.wanviz import real_wan
 from wanviz.grid import latent_frame, pixel_frame_label, pixel_frames, token_grid
 from wanviz.layout import parse_bytes
 
@@ -58,6 +67,78 @@ def test_a_plan_counts_the_extra_work(pipe):
     assert twice.extra_flops == 2 * both.extra_flops
     assert "KiB" in repr(both)
     assert "more arithmetic" in repr(both)
+
+
+def counted(run, watch):
+    """Operations of products in a run; of fused attention on a CPU, which nobody else counts, too."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    by_hand = {fused: lambda q, k, v, *args, out_shape=None, **kwargs: sdpa_flop_count(q, k, v)}
+    with watch, FlopCounterMode(display=False, custom_mapping=by_hand) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "options"),
+    [
+        (33, {"frames": None}),
+        (33, {"frames": "sampled"}),
+        (33, {"frames": "exact"}),
+        (33, {"frames": None, "links": True}),
+        (133, {"frames": "exact", "select": {"layer": [1], "head": [0]}}),  # 34 frames, 2 groups
+        (33, {"frames": "exact", "links": True, "branches": ("cond", "uncond")}),
+    ],
+)
+def test_a_plan_tells_the_products_that_watching_real_wan_adds(num_frames, options):
+    pipe = real_wan.wan21(num_attention_heads=2, attention_head_dim=32, ffn_dim=64)
+    asked = {"height": 64, "width": 96, "num_frames": num_frames, "num_inference_steps": 1}
+
+    def run():
+        real_wan.draw(pipe, output_type="latent", **asked)
+
+    planned = wanviz.plan(pipe, real_wan.ENGLISH, negative_prompt="blurred", **options, **asked)
+    added = counted(run, wanviz.capture(pipe, **options)) - counted(run, nullcontext())
+    assert planned.extra_flops == added
+
+
+def test_a_plan_tells_the_products_of_links_between_places(pipe, generate):
+    with_links, without = (
+        wanviz.plan(pipe, PROMPT, links=links, **SMALL) for links in (True, False)
+    )
+    told = with_links.extra_flops - without.extra_flops
+    ran = [counted(generate, wanviz.capture(pipe, links=links)) for links in (True, False)]
+    assert told == ran[0] - ran[1] > 0
+
+
+def test_a_plan_tells_how_often_previews_decode_the_video(pipe):
+    some = wanviz.plan(pipe, PROMPT, previews=True, select={"step": [0, 2]}, **SMALL)
+    assert some.decodings == 2
+    assert "2 × decoding the video" in repr(some)
+    assert "decoding" not in repr(wanviz.plan(pipe, PROMPT, **SMALL))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak memory")
+def test_watching_adds_no_more_to_the_peak_than_the_plan_declares():
+    """The benchmark's shape and its way to measure: each run in a process of its own."""
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "bench_real_wan.py"
+    command = [sys.executable, str(benchmark), "--steps", "1", "--child"]
+    plain, watched = (
+        json.loads(subprocess.check_output([*command, kind], text=True).splitlines()[-1])
+        for kind in ("plain", "watched")
+    )
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 512, "num_layers": 4}
+    planned = wanviz.plan(
+        real_wan.wan21(**sizes),
+        " ".join(real_wan.ENGLISH.split()[:12]),
+        height=256,
+        width=256,
+        num_frames=81,
+        num_inference_steps=1,
+        output_type="latent",
+    )
+    assert watched["kept"] == planned.nbytes
+    assert watched["peak"] - plain["peak"] <= planned.nbytes + planned.work_bytes
 
 
 def test_over_budget_is_refused_before_the_first_block_runs(pipe, generate):

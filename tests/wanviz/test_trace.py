@@ -121,6 +121,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(trace, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.trace"]  # noqa: PTH208
 
 
+def test_an_odd_number_in_the_record_does_not_cost_the_trace(trace, tmp_path, monkeypatch):
+    odd = [float("nan"), {"high": float("inf"), "low": 4.0}]
+    monkeypatch.setitem(trace.record, "guidance_scale", odd)
+    trace.save(tmp_path / "a.trace")
+    again = wanviz.Trace.load(tmp_path / "a.trace")
+    assert again.record["guidance_scale"] == [None, {"high": None, "low": 4.0}]
+
+
 def test_an_unwritable_place_gets_a_sentence(trace, tmp_path):
     for path in (tmp_path / "none" / "a.trace", tmp_path, Path("/proc/a.trace")):
         with pytest.raises(wanviz.TraceFileError, match="cannot write the trace"):

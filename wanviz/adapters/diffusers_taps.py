@@ -66,6 +66,8 @@ class Reader:
         run, moment = found
         self._sink.begin(moment)
         branch = context["branch"]
+        if branch not in self._branches:
+            return
         first = run.embeds.setdefault(branch, embeds)
         if embeds is not first and not _same(embeds, first):
             if not run.changed:
@@ -77,8 +79,11 @@ class Reader:
                     stacklevel=2,
                 )
             return
-        if branch in self._branches:
-            self.moment, self.grid = moment, run.grid
+        self.moment, self.grid = moment, run.grid
+
+    def end(self) -> None:
+        """The forward is over; what gradient checkpointing computes again on the way back is none of its layers."""
+        self.moment = None
 
     def emit(self, kind: Kind, layer: int, heads: int, q: Tensor, k: Tensor, rotary: Any) -> None:
         """Queries and keys `[b, l, n·d]` of one attention; never raises."""

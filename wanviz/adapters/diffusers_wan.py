@@ -250,6 +250,7 @@ class DiffusersWanAdapter:
             hooks.around(model, "cache_context", reader.announce)
             named = partial(bound(type(model).forward), model)  # its own may have been wrapped
             hooks.before_call(model, partial(reader.begin, named))
+            hooks.finally_after(model, reader.end)
             for layer, block in enumerate(model.blocks):
                 for attribute, kind in ATTENTIONS.items():
                     attention = getattr(block, attribute)
@@ -262,6 +263,12 @@ class DiffusersWanAdapter:
     @torch.no_grad()
     def observe(self, clip: Clip) -> None:
         """Ask the noise expert of each level once for each branch."""
+        try:
+            self._observe(clip)
+        finally:
+            self._pipe.maybe_free_model_hooks()
+
+    def _observe(self, clip: Clip) -> None:
         denoiser = self.denoiser(clip)
         self._observing = True
         try:
@@ -284,7 +291,6 @@ class DiffusersWanAdapter:
                 for branch, rows in zip(("cond", "uncond"), embeds, strict=True):
                     if branch in clip.branches:
                         denoiser.ask(level, rows, None, branch)
-        self._pipe.maybe_free_model_hooks()
 
     def denoiser(self, clip: Clip) -> WanDenoiser:
         """The denoiser at the noise levels of a clip."""
@@ -454,14 +460,12 @@ class DiffusersWanAdapter:
         """The pipeline draws its noise: which seeds, where they tell it."""
         asked = bound(type(self._pipe).prepare_latents)(self._pipe, *args, **kwargs)
         if self._run is not None and asked.get("latents") is None:
-            videos, generator = len(self._run.prompts), asked.get("generator")
-            if isinstance(generator, list):
-                self._run.seeds = tuple(_seed(g) for g in generator)
-            else:
-                self._run.seeds = (_seed(generator),) * videos
+            self._run.seeds = _seeds(asked.get("generator"), asked["batch_size"])
 
     def _decoded(self, sink: Sink, args: Arguments, kwargs: Keywords) -> None:
-        """The pipeline hands out the video: [b, 3, F, H, W] in [-1, 1]."""
+        """The pipeline hands out the video, [b, 3, F, H, W] in [-1, 1]; what a callback decodes on the way is none."""
+        if getattr(self._pipe, "_current_timestep", None) is not None:
+            return
         video = kwargs.get("video", args[0] if args else None)
         if isinstance(video, Tensor) and video.ndim == 5:
             for number, frames in enumerate(video):
@@ -643,12 +647,19 @@ def _attention(kind: Kind, module: Any) -> AttentionPart:
         apart=False,
         window=None,
         split=lambda tensor: tensor.unflatten(2, (module.heads, -1)).transpose(1, 2),
+        text_keys=partial(_text_keys, module),
         with_bias=_with_bias,
     )
 
 
+def _text_keys(module: Any, args: Arguments, kwargs: Keywords) -> int:
+    """The block calls attention(x, read, mask, rotary): what is read of an image stands before the text."""
+    read = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+    return int(read.shape[1]) if module.add_k_proj is None else TEXT_LENGTH
+
+
 def _with_bias(args: Arguments, kwargs: Keywords, bias: Tensor) -> tuple[Arguments, Keywords]:
-    """The block calls attention(x, read, mask, rotary): the mask is what is added to the logits."""
+    """The mask, the third argument, is what is added to the logits."""
     given = [*args, *[None] * (3 - len(args))]
     given[2] = bias if given[2] is None else given[2] + bias
     return tuple(given), kwargs
@@ -698,6 +709,14 @@ def _each(values: list[str | None], times: int, videos: int) -> list[str | None]
             f"{len(values)} prompts with {times} videos each are not the {videos} videos that were encoded"
         )
     return repeated
+
+
+def _seeds(
+    generator: torch.Generator | list[torch.Generator] | None, videos: int
+) -> tuple[int | None, ...]:
+    """The seed of each video; of those that one generator draws, it draws the first one again."""
+    each = generator if isinstance(generator, list) else [generator] * videos
+    return tuple(None if one in each[:row] else _seed(one) for row, one in enumerate(each))
 
 
 def _seed(generator: torch.Generator | None) -> int | None:

@@ -47,6 +47,7 @@ class AttentionPart:
     apart: bool  # whether frames are computed one by one, so that logits are frames × frames
     window: int | None  # frames or places that are seen to each side; None is all
     split: Callable[[Tensor], Tensor]  # what q, k and v give -> `[b, n, s, d]`
+    text_keys: Callable[[Arguments, Keywords], int]  # of a call of cross-attention: keys of text
     with_bias: Callable[[Arguments, Keywords, Tensor], tuple[Arguments, Keywords]]
 
 

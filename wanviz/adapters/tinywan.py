@@ -103,7 +103,8 @@ class TinywanAdapter:
                     "guidance_scale": running.guidance_scale,
                     "guidance_scale_2": running.guidance_scale_2,
                 },
-                seeds=(running.seed,) * len(running.prompts),
+                # the noise of the others comes behind that of the first
+                seeds=(running.seed, *[None] * (len(running.prompts) - 1)),
             )
         return self._request
 
@@ -461,6 +462,7 @@ def _attention(kind: Any, module: Any) -> AttentionPart:
         apart=module.pattern in ("spatial", "temporal"),
         window=module.window,
         split=lambda tensor: tensor,  # they have their heads already
+        text_keys=lambda args, _: args[1][0].shape[-2],  # of (keys, values), each `[b, n, p, d]`
         with_bias=_with_bias,
     )
 

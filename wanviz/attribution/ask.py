@@ -16,10 +16,9 @@ from wanviz.attribution import attention, gradients, output_space, perturbation
 from wanviz.attribution.attention import Maps
 from wanviz.attribution.case import open_case
 from wanviz.attribution.result import Attribution, Phrase
-from wanviz.capture import capture, noise_levels, observe, pixels
+from wanviz.capture import capture, make_clip, noise_levels, observe, one_seed, pixels
 from wanviz.contents import places
 from wanviz.errors import BudgetError, OptionError
-from wanviz.events import Clip
 from wanviz.layout import format_bytes, parse_bytes
 from wanviz.trace import Trace
 from wanviz.words import EncodedPrompt, Word, phrase_spans, split_words, token_weights
@@ -115,7 +114,7 @@ def attribute(
     prompt, words = _positions(asked, "attribute(pipe, prompt, words)", 2)
     if not isinstance(prompt, str):
         raise OptionError(f"prompt={prompt!r}: give a str, attribute(pipe, prompt, words)")
-    levels = noise_levels(sigmas)
+    levels, seed = noise_levels(sigmas), one_seed(seed)
     adapter = adapter_for(source)
     phrases = find_phrases(adapter.encode(prompt), words)
     if video is None:
@@ -189,14 +188,7 @@ def _of_model(
     parameters: dict[str, Any],
 ) -> Attribution:
     shown = pixels(video)
-    clip = Clip(
-        video=shown.movedim(-1, 0)[None] * 2 - 1,
-        prompt=prompt,
-        negative_prompt="",
-        sigmas=levels,
-        seed=seed,
-        branches=("cond",),
-    )
+    clip = make_clip(shown, prompt, levels, seed)
     bar = tqdm(desc=method, unit="forward", disable=not progress_bar)
     with bar, open_case(pipe, clip, phrases, bar.update) as case:
         needed = case.needs(METHODS[method].rows, METHODS[method].held)

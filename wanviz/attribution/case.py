@@ -246,13 +246,23 @@ def open_case(
 
 @contextmanager
 def _frozen(pipe: Any) -> Iterator[None]:
-    """Weights ask for no gradients inside, so that none are kept."""
-    modules = [m for m in vars(pipe).values() if isinstance(m, torch.nn.Module)]
-    asking = [p for module in modules for p in module.parameters() if p.requires_grad]
+    """Weights keep no gradients inside, and no block is computed again on the way back, when other gates are set."""
+    models = [m for m in vars(pipe).values() if isinstance(m, torch.nn.Module)]
+    asking = [p for model in models for p in model.parameters() if p.requires_grad]
+    again = [m for model in models for m in model.modules() if _checkpoints(m)]
     for parameter in asking:
         parameter.requires_grad_(False)
+    for module in again:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
     try:
         yield
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+        for module in again:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+def _checkpoints(module: torch.nn.Module) -> bool:
+    """By the name that diffusers and transformers have for it."""
+    return getattr(module, "gradient_checkpointing", False) is True

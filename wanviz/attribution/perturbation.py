@@ -234,7 +234,7 @@ class Target:
         self._direction = direction / max(self.norm, 1e-12) ** 2
 
     def __call__(self, visible: Tensor) -> Tensor:
-        """`[b, l]` in [0, 1] -> `[b]`."""
+        """`[b, l]` in [0, 1] -> `[b]`, on the device of what it is given."""
         seen = Visible(self._phrase, visible, self._layers)
         answer = self._case.velocity(self._level, seen=seen, held=self._held)
-        return ((answer - self.without) * self._direction).flatten(1).sum(1)
+        return ((answer - self.without) * self._direction).flatten(1).sum(1).to(visible.device)

@@ -27,9 +27,8 @@ from wanviz.attribution.ask import SIGMAS, drawn, find_phrases
 from wanviz.attribution.case import Case, open_case, raise_below
 from wanviz.attribution.perturbation import cut_out, present
 from wanviz.attribution.result import region_weights
-from wanviz.capture import noise_levels, pixels
+from wanviz.capture import make_clip, noise_levels, one_prompt, one_seed, pixels
 from wanviz.errors import OptionError
-from wanviz.events import Clip
 
 Rank = Literal["integrated_gradients", "saliency", "word_ablation", "shapley"]
 
@@ -106,7 +105,7 @@ def rank_words(
         integrated_gradients completeness_delta, the distance of the sum over all tokens from the whole way.
 
     Raises:
-        OptionError: a method or a region that cannot be.
+        OptionError: a method, a prompt or a region that cannot be.
         PhraseError: a word that is not in the prompt.
     """
     if method not in ("integrated_gradients", "saliency", "word_ablation", "shapley"):
@@ -115,12 +114,12 @@ def rank_words(
         )
     raise_below("steps", steps, 2)
     raise_below("samples", samples, 1)
+    one_prompt(prompt)
+    levels, seed = noise_levels(sigmas), one_seed(seed)
     adapter = adapter_for(pipe)
     phrases = find_phrases(adapter.encode(prompt), words)
     shown = pixels(drawn(pipe, adapter, prompt, seed, progress_bar) if video is None else video)
-    clip = Clip(
-        shown.movedim(-1, 0)[None] * 2 - 1, prompt, "", noise_levels(sigmas), seed, ("cond",)
-    )
+    clip = make_clip(shown, prompt, levels, seed)
     bar = tqdm(desc=f"rank by {method}", unit="forward", disable=not progress_bar)
     attrs: dict[str, Any] = {"method": method}
     with bar, open_case(pipe, clip, phrases, bar.update) as case:

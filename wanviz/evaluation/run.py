@@ -25,7 +25,7 @@ from wanviz.attribution.attention import Maps
 from wanviz.attribution.case import open_case
 from wanviz.attribution.faithfulness import curves, infidelity, sensitivity
 from wanviz.attribution.perturbation import Target
-from wanviz.capture import observe
+from wanviz.capture import make_clip, observe, pixels
 from wanviz.evaluation import scores
 from wanviz.evaluation.baselines import baselines, with_random_denoisers
 from wanviz.evaluation.truth import Sample, Told
@@ -227,9 +227,7 @@ def _maps(
 
 def clip_of(sample: Sample, sigmas: tuple[float, ...]) -> Clip:
     """A sample as the adapter takes it."""
-    frames = torch.from_numpy(sample.frames).permute(3, 0, 1, 2)[None]
-    video = frames * 2 - 1 if frames.is_floating_point() else frames / 127.5 - 1
-    return Clip(video, sample.text, "", sigmas, sample.number, ("cond",))
+    return make_clip(pixels(sample.frames), sample.text, sigmas, sample.number)
 
 
 def _curves(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wanviz.adapters import adapter_for
 from wanviz.capture import capture
+from wanviz.errors import OptionError
 from wanviz.trace import Trace
 
 
@@ -63,7 +64,12 @@ def compare(
 
     Returns:
         Both traces.
+
+    Raises:
+        OptionError: latents were asked for, which cannot be looked at.
     """
+    if options.get("output_type") == "latent":
+        raise OptionError("output_type='latent' leaves no pixels to compare: leave it out")
     draw = adapter_for(pipe).draw
     with capture(pipe) as before:
         draw(prompt, seed, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ def reach(
 ) -> Iterator[Reach]:
     """Hooks can be added inside; all of them are gone afterwards, whatever happens.
 
+    A warning tells which of the steps never ran.
+
     Raises:
         OptionError: a layer that the model does not have, or an unknown branch.
     """
@@ -108,8 +111,20 @@ def reach(
     with HookSet() as hooks, eager():
         stage = adapter.stage(hooks)
         count = 1 + max(block.layer for block in stage.blocks)
-        chosen = chosen_numbers("layers", layers, count)
-        yield Reach(adapter, stage, hooks, Scope(chosen, chosen_numbers("steps", steps), branch))
+        asked = chosen_numbers("steps", steps)
+        scope = Scope(chosen_numbers("layers", layers, count), asked, branch)
+        ran = set[int | None]()
+        for block in stage.blocks:
+            if asked is not None and block.layer == 0:
+                hooks.after(block.stream, lambda _output: ran.add(stage.step()))
+        yield Reach(adapter, stage, hooks, scope)
+        if asked is not None and asked - ran:
+            known = sorted(step for step in ran if step is not None)
+            found = f"{len(known)} steps, {known[0]} to {known[-1]}" if known else "nothing"
+            warnings.warn(
+                f"steps={sorted(asked - ran)} never ran: inside the block ran {found}",
+                stacklevel=5,  # the block of who intervenes, behind two context managers
+            )
 
 
 def chosen_numbers(

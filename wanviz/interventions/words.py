@@ -118,7 +118,7 @@ def gate_words(
                 return None
             gate = gate.to(x.device)
             logs = torch.where(gate < LEAST, -torch.inf, gate.clamp_min(LEAST).log()).mT
-            keys = _num_keys(args, kwargs)
+            keys = part.text_keys(args, kwargs)
             heads = 1 if chosen is None else part.heads
             bias = logs.new_zeros(len(x), heads, logs.shape[-2], keys)
             bias[rows, ..., columns] = logs if logs.ndim == 2 else logs[:, None]  # … l token
@@ -128,9 +128,3 @@ def gate_words(
             return part.with_bias(args, kwargs, bias.to(x.dtype))
 
         reached.hooks.change_call(part.module, change)
-
-
-def _num_keys(args: Arguments, kwargs: Keywords) -> int:
-    """Keys of a cross-attention: of tinywan's (keys, values) `[b, n, p, d]`, or of Wan's `[b, p, c]`."""
-    read = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
-    return int(read[0].shape[-2] if isinstance(read, tuple) else read.shape[1])
