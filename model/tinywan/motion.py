@@ -7,7 +7,7 @@ of those that the denoiser's present guess would decode to. Drops and flakes are
 blurs them, and where each will be cannot be told from noise, so that a guess shows it nowhere or in
 several places. Who is asked to keep that steady leaves the rain out. So is what gets covered, and legs
 and arms that swing: a decoder smears them over their neighbours, and asked to keep these steady, it
-let people who run look as if they walked.
+let some who run look as if they walked.
 """
 
 from typing import NamedTuple
