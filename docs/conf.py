@@ -1,8 +1,14 @@
 """Sphinx configuration. The build reads nothing from the network and runs no notebook."""
 
 import shutil
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent / "notebooks"
@@ -50,5 +56,21 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!(wanviz|tinywan)\.\w+$).*")]
 html_theme = "sphinx_book_theme"
 html_title = "wanviz"
 html_static_path = ["style", "../wanviz/static/font"]
-html_css_files = ["chinese.css"]
+html_css_files = ["pages.css"]
 html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+html_math_renderer = (
+    "mathml"  # which browsers draw by themselves; MathJax would come from a content network
+)
+
+
+def visit_math(translator: Any, node: nodes.Element, block: bool) -> None:
+    """Write a formula as MathML."""
+    translator.body.append(tex2mathml(node.astext(), as_block=block))
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Tell Sphinx how formulas become HTML."""
+    app.add_html_math_renderer(
+        "mathml", (partial(visit_math, block=False), None), (partial(visit_math, block=True), None)
+    )

@@ -1,5 +1,6 @@
 """The documentation builds without a warning and without a network."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,16 @@ def test_the_reference_explains_capture(site):
 def test_every_notebook_is_a_chapter(site):
     chapters = {path.stem for path in (site / "notebooks").glob("*.html")}
     assert chapters == {path.stem for path in (DOCS.parent / "notebooks").glob("*.ipynb")}
+
+
+@pytest.mark.slow
+def test_no_page_loads_a_script_or_a_style_from_elsewhere_and_formulas_are_drawn(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r'<(?:script|link)[^>]*(?:src|href)="https?:[^"]*"', text), page
+    attention = (site / "notebooks" / "03_inside_the_block.html").read_text(encoding="utf-8")
+    assert "<msqrt>" in attention
+    assert "\\frac" not in attention
 
 
 @pytest.mark.slow
