@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # torch and matplotlib take seconds: `wanviz --help` must not
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 ROOM = 48 << 20  # bytes that the files of one video may take, found free before it is drawn
-LARGEST_SIDE = 480  # small videos are enlarged to about this many pixels, each a clear square
 FRAMES_PER_SECOND = 8  # where a record does not say
 FILES = {
     "trace": "video.trace",
@@ -91,25 +90,61 @@ def explain(arguments: argparse.Namespace) -> None:
         planned = wanviz.plan(pipe, arguments.prompt, **watched, **sizes)
         _check_budget(planned.nbytes, arguments.budget)
         asked = {**sizes, "guidance_scale": arguments.guidance, "seed": arguments.seed}
+        if arguments.keyframe:
+            if not small:
+                raise OptionError(
+                    "--keyframe is for tinywan; real Wan has pipelines of its own for it"
+                )
+            asked["keyframes"] = {frame: _picture(path) for frame, path in arguments.keyframe}
         given = {name: value for name, value in asked.items() if value is not None}
         _say("drawing the video and watching its attention")
+        if arguments.weight:
+            _say("word maps show what is read before the weights are put on")
         started = time.perf_counter()
         trace, problem = None, None
         with _warnings_as_sentences():
             try:
-                with wanviz.capture(pipe, **watched, budget=arguments.budget) as trace:
+                with (
+                    _weighted(pipe, arguments.prompt, arguments.weight),
+                    wanviz.capture(pipe, **watched, budget=arguments.budget) as trace,
+                ):
                     draw(arguments.prompt, **given)
             except CaptureError as error:  # the video was drawn; what was captured is worth a file
                 if trace is None or trace.frames is None:
                     raise
                 problem = error
         _say(f"drawn in {time.perf_counter() - started:.1f} s; writing the files")
-        for name, write in files_of(trace).items():
+        for name, write in files_of(trace, arguments.subtitles).items():
             write(drafts / name)
             (drafts / name).replace(folder / name)  # each whole; should a later one fail, it stays
     _tell(folder)
     if problem is not None:
         raise problem
+
+
+def _weighted(
+    pipe: Any, prompt: str, weights: list[tuple[str, float]] | None
+) -> AbstractContextManager[None]:
+    """Inside, words count as much as was asked."""
+    if not weights:
+        return nullcontext()
+    from wanviz.interventions import reweight
+
+    return reweight(pipe, prompt, dict(weights))
+
+
+def _picture(path: Path) -> Any:
+    """The pixels of a picture file."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise OptionError(
+            f"--keyframe: cannot read a picture from {str(path)!r} ({error})"
+        ) from error
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -201,13 +236,13 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any]]:
     )
 
 
-def files_of(trace: Trace) -> dict[str, Callable[[Path], object]]:
+def files_of(trace: Trace, subtitles: str | None = None) -> dict[str, Callable[[Path], object]]:
     """The files that explain a trace, and what writes each; the trace first, it is worth most."""
     from wanviz.report import report
 
     return {
         FILES["trace"]: trace.save,
-        FILES["video"]: partial(write_video, trace),
+        FILES["video"]: partial(write_video, trace, subtitles=subtitles),
         FILES["storyboard"]: partial(write_storyboard, trace),
         FILES["report"]: partial(report, trace),
     }
@@ -224,29 +259,15 @@ def write_storyboard(trace: Trace, path: Path) -> None:
         path.write_bytes(poster(trace))
 
 
-def write_video(trace: Trace, path: Path) -> None:
-    """Write a trace's video as H.264, every pixel enlarged to a square."""
-    import imageio_ffmpeg
-    import numpy as np
+def write_video(trace: Trace, path: Path, subtitles: str | None = None) -> None:
+    """Write a trace's video; its prompt as subtitles "soft", a track, or "burn", drawn into it."""
+    from wanviz import delivery
 
     if trace.frames is None:
         raise OptionError("this trace has no decoded video: capture a call that decodes")
-    height, width = trace.frames.shape[1:3]
-    times = max(1, LARGEST_SIDE // max(height, width))
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (width * times, height * times),
-        fps=trace.record.get("fps", FRAMES_PER_SECOND),
-        codec="libx264",
-        macro_block_size=2,
-        output_params=["-crf", "16", "-preset", "fast", "-movflags", "+faststart"],
-    )
-    writer.send(None)
-    try:
-        for frame in trace.frames:
-            writer.send(np.ascontiguousarray(frame.repeat(times, 0).repeat(times, 1)))
-    finally:
-        writer.close()
+    fps = trace.record.get("fps", FRAMES_PER_SECOND)
+    cues = delivery.passages([(trace.prompt, len(trace.frames))], fps) if subtitles else ()
+    delivery.write_video(trace.frames, path, fps, subtitles=cues, burn=subtitles == "burn")
 
 
 def open_trace(arguments: argparse.Namespace) -> None:
@@ -295,6 +316,25 @@ def _parser() -> Parser:
         type=_phrases,
         action="extend",
         help="phrases of the prompt to keep maps of, e.g. cat,rain; all others together (default: every word)",
+    )
+    draw.add_argument(
+        "--weight",
+        type=_weight,
+        action="append",
+        metavar="PHRASE=FACTOR",
+        help="how strongly a phrase is read, e.g. rain=2; 0 is not at all (may be given several times)",
+    )
+    draw.add_argument(
+        "--keyframe",
+        type=_keyframe,
+        action="append",
+        metavar="FRAME=PICTURE",
+        help="a picture file that the video passes through, e.g. 0=first.png; -1 is the last frame (tinywan)",
+    )
+    draw.add_argument(
+        "--subtitles",
+        choices=("soft", "burn"),
+        help="the prompt as subtitles: a track that can be switched on, or drawn into the picture",
     )
     draw.add_argument("--num-frames", type=int, help="frames to draw: 1 + 4k, e.g. 17")
     draw.add_argument("--height", type=int, help="pixel rows")
@@ -358,6 +398,28 @@ def _phrases(text: str) -> list[str]:
     if not found:
         raise argparse.ArgumentTypeError("it names no phrase of the prompt: write e.g. cat,rain")
     return found
+
+
+def _weight(text: str) -> tuple[str, float]:
+    phrase, _, factor = text.rpartition("=")
+    try:
+        return phrase.strip() or _nothing(), float(factor)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write PHRASE=FACTOR, e.g. rain=2") from error
+
+
+def _keyframe(text: str) -> tuple[int, Path]:
+    frame, _, path = text.partition("=")
+    try:
+        return int(frame), Path(path or _nothing())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write FRAME=PICTURE, e.g. 0=first.png"
+        ) from error
+
+
+def _nothing() -> NoReturn:
+    raise ValueError("nothing was given")
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class WanvizError(Exception):
     """Root of all errors that wanviz raises on purpose."""
@@ -37,3 +39,15 @@ class CaptureWarning(UserWarning):
 
 class ReportError(WanvizError, OSError):
     """A report, a picture or a video could not be written."""
+
+
+class EncodingError(WanvizError, OSError):
+    """A kept text encoding is missing or damaged, or could not be written."""
+
+
+class ContentError(WanvizError, ValueError):
+    """A prompt asks for, or a video shows, what is to be kept out; `findings` tells what."""
+
+    def __init__(self, message: str, findings: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.findings = findings

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wanviz.errors import ReportError, TraceFileError
+    from wanviz.errors import EncodingError, ReportError, TraceFileError
 
 
 def write_whole(
     path: str | os.PathLike[str],
     content: bytes,
     what: str,
-    error: type[TraceFileError] | type[ReportError],
+    error: type[TraceFileError] | type[ReportError] | type[EncodingError],
 ) -> Path:
     """Write beside the target, then take its place in one rename.
 

@@ -4,6 +4,7 @@ The call follows diffusers' `WanPipeline`. What differs is said in model/README.
 difference is that guidance runs both branches as one batch, unless it is asked not to.
 """
 
+import itertools
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,8 +42,8 @@ StepCallback = Callable[["TextToVideoPipeline", int, float, dict[str, Tensor]], 
 class GenerationRequest:
     """What was asked of the pipeline, for those who watch it."""
 
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
+    prompts: tuple[str | None, ...]  # None where prompt_embeds were given
+    negative_prompts: tuple[str | None, ...]
     height: int  # pixels
     width: int
     num_frames: int  # pixel frames, 1 + 4k
@@ -51,6 +52,8 @@ class GenerationRequest:
     guidance_scale_2: float  # of the low-noise expert
     seed: int | None
     keyframes: tuple[int, ...] = ()  # pixel frames that were given
+    prompt_lengths: tuple[int, ...] | None = None  # rows of given prompt_embeds that are not zero
+    negative_prompt_lengths: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,9 +241,11 @@ class TextToVideoPipeline:
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -261,6 +266,8 @@ class TextToVideoPipeline:
             prompt: what to draw.
             negative_prompt: what to stay away from, nothing by default; used where guidance is on, so not in
                 latent frames that a keyframe is given for.
+            prompt_embeds: `[b, p, c]` that `encode_prompt` made, in place of prompt: the text encoder is not asked.
+            negative_prompt_embeds: the same in place of negative_prompt; one row for all videos, or one for each.
             height: pixels, a multiple of 8; the model's own by default, as are the next three.
             width: pixels, a multiple of 8.
             num_frames: 1 + 4k.
@@ -283,12 +290,15 @@ class TextToVideoPipeline:
             The frames.
 
         Raises:
-            PromptError: for an empty prompt, or what is no text.
+            PromptError: for an empty prompt, what is no text, embeddings that do not fit this model, or a text and
+                its embeddings at once.
             ConfigError: for sizes, steps, keyframes, a seed or a generator that cannot work.
         """
         request = self._request(
             prompt,
             negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
             height=height,
             width=width,
             num_frames=num_frames,
@@ -311,8 +321,15 @@ class TextToVideoPipeline:
         try:
             condition = self._condition(request, keyframes)
             noise = self._noise(request, generator)
+            embeds = self._embeds(request, prompt_embeds, negative_prompt_embeds)
             latents = self._denoise(
-                request, noise, condition, callback_on_step_end, progress_bar, batch_cond_uncond
+                request,
+                embeds,
+                noise,
+                condition,
+                callback_on_step_end,
+                progress_bar,
+                batch_cond_uncond,
             )
             if output_type == "latent":
                 return VideoOutput(latents)
@@ -323,14 +340,19 @@ class TextToVideoPipeline:
             self.current_request = self.current_call = None
 
     def stream(
-        self, prompt: str, *, num_frames: int, seed: int | None = None, **options: Any
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_frames: int,
+        seed: int | None = None,
+        **options: Any,
     ) -> Iterator[NDArray[np.float32]]:
         """Draw a video of any length, window by window, in the memory of one window.
 
         Each window begins with the last five frames of the one before, two of them as keyframes.
 
         Args:
-            prompt: what to draw.
+            prompt: what to draw; or a story, a text for each window, of which the last goes on to the end.
             num_frames: pixel frames in all, any number from 1 on.
             seed: for the same video again.
             options: of a call, as for one window: `height`, `guidance_scale`, `keyframes` …; the
@@ -341,20 +363,22 @@ class TextToVideoPipeline:
             [0, 1], the frames that follow those before.
 
         Raises:
-            PromptError: for an empty prompt.
+            PromptError: for an empty prompt, or more texts than there are windows.
             ConfigError: where the model was not trained with keyframes, or its windows are no longer than what
                 they share, or for bad options; at once, before anything is drawn.
         """
-        unfit = {"generator", "output_type"} & options.keys()
+        unfit = {"generator", "output_type", "prompt_embeds"} & options.keys()
         total = _whole("num_frames", num_frames)
-        if not isinstance(prompt, str) or unfit or total is None or total < 1:
+        story = _texts("prompt", prompt)
+        if unfit or total is None or total < 1:
             raise ConfigError(
-                "stream draws one prompt, num_frames=1 or more, as pixels from a seed; found "
-                f"prompt={prompt!r:.40}, num_frames={num_frames}, options {sorted(unfit)}"
+                "stream draws num_frames=1 or more, as pixels from a seed; found "
+                f"num_frames={num_frames}, options {sorted(unfit)}"
             )
         how = {"callback_on_step_end", "progress_bar", "batch_cond_uncond"}
         asked = {name: value for name, value in options.items() if name not in how}
-        window = self._request(prompt, seed=seed, **asked)
+        requests = [self._request(text, seed=seed, **asked) for text in story or ("",)]
+        window, windows = requests[0], 1
         if total > window.num_frames:
             self._check_keyframes()
             if window.num_frames <= OVERLAP:
@@ -362,23 +386,36 @@ class TextToVideoPipeline:
                     f"this model draws {window.num_frames} frames at a time, and every window of a longer clip "
                     f"begins with the last {OVERLAP} of the one before: use num_frames={window.num_frames} or less"
                 )
+            windows += math.ceil((total - window.num_frames) / (window.num_frames - OVERLAP))
+        if len(story) > windows:
+            raise PromptError(
+                f"{len(story)} texts for {total} frames, which are {windows} windows, the first of {window.num_frames} frames "
+                f"and each later one of {window.num_frames - OVERLAP} new ones: use fewer texts, or more frames"
+            )
         self._condition(window, options.get("keyframes"))  # refuses pictures that do not fit
-        return self._windows(prompt, total, window.seed, options)
+        return self._windows(story, total, window.seed, options)
 
     def _windows(
-        self, prompt: str, num_frames: int, seed: int | None, options: dict[str, Any]
+        self,
+        story: tuple[str | None, ...],
+        num_frames: int,
+        seed: int | None,
+        options: dict[str, Any],
     ) -> Iterator[NDArray[np.float32]]:
         """What `stream` gives, once it is known to work."""
         generator = torch.Generator()
         generator.manual_seed(seed) if seed is not None else generator.seed()
         keyframes: Keyframes | None = options.pop("keyframes", None)
         old = 0  # frames of a window that the one before has shown
-        while num_frames > 0:
+        for number in itertools.count():
+            prompt = story[min(number, len(story) - 1)]
             (clip,) = self(prompt, generator=generator, keyframes=keyframes, **options).frames
             new = clip[old:][:num_frames]
             num_frames -= len(new)
             keyframes, old = {0: clip[-OVERLAP], OVERLAP - 1: clip[-1]}, OVERLAP
             yield new
+            if num_frames <= 0:
+                return
 
     def _check_keyframes(self) -> None:
         wanted = self.vae.stride[0] + self.vae.config.latent_channels
@@ -400,9 +437,11 @@ class TextToVideoPipeline:
 
     def _request(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -413,15 +452,18 @@ class TextToVideoPipeline:
         seed: int | None = None,
     ) -> GenerationRequest:
         """What is asked, with the model's defaults, once it is known to work."""
-        prompts = _texts("prompt", prompt)
-        if not prompts or not all(_is_visible(text) for text in prompts):
+        prompts, lengths = self._asked("prompt", prompt, prompt_embeds)
+        if not prompts or not all(text is None or _is_visible(text) for text in prompts):
             raise PromptError(
                 "the prompt is empty: say what to draw, e.g. "
                 "'a woman in a red qipao walks in the rain with an umbrella'"
             )
-        negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
-        if negative_prompt is None or isinstance(negative_prompt, str):
+        negatives, negative_lengths = self._asked(
+            "negative_prompt", negative_prompt, negative_prompt_embeds
+        )
+        if len(negatives) == 1 and (negative_prompt is None or isinstance(negative_prompt, str)):
             negatives *= len(prompts)
+            negative_lengths = negative_lengths and negative_lengths * len(prompts)
         if len(negatives) != len(prompts):
             raise PromptError(
                 f"{len(prompts)} prompts and {len(negatives)} negative prompts: give one for "
@@ -455,6 +497,8 @@ class TextToVideoPipeline:
             guidance_scale_2=guidance_scale if guidance_scale_2 is None else guidance_scale_2,
             seed=seed,
             keyframes=tuple(keyframes or ()),
+            prompt_lengths=lengths,
+            negative_prompt_lengths=negative_lengths,
         )
         check_video_size(request.num_frames, request.height, request.width)
         sigmas_for(request.num_inference_steps, config.shift)  # refuses steps that make no video
@@ -463,6 +507,49 @@ class TextToVideoPipeline:
             if not (isinstance(scale, Real) and math.isfinite(scale) and float(scale) >= 1):
                 raise ConfigError(f"{name}={scale!r} cannot guide: use 1 (off) or more, e.g. 4")
         return request
+
+    def _asked(
+        self, name: str, text: Any, embeds: Any
+    ) -> tuple[tuple[str | None, ...], tuple[int, ...] | None]:
+        """Texts; where embeddings came in their place None for each, and how many rows of each are not zero."""
+        if embeds is None:
+            nothing = name == "negative_prompt" and text is None
+            return _texts(name, "" if nothing else text), None
+        if text is not None:
+            raise PromptError(f"{name} and {name}_embeds were both given: use one of them")
+        rows, width = self.config.dit.text_len, self.config.dit.text_dim
+        if not (
+            isinstance(embeds, Tensor)
+            and embeds.is_floating_point()
+            and embeds.ndim == 3
+            and len(embeds) > 0
+            and embeds.shape[1:] == (rows, width)
+        ):
+            found = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+            raise PromptError(
+                f"{name}_embeds is {found}: this model reads floats [b, {rows}, {width}], as encode_prompt gives them"
+            )
+        lengths = embeds.any(-1).sum(-1).tolist()
+        if not embeds.isfinite().all():
+            raise PromptError(f"{name}_embeds holds values that are not finite")
+        if name == "prompt" and not all(lengths):
+            raise PromptError("prompt_embeds has a prompt whose rows are all zero: nothing to draw")
+        return (None,) * len(embeds), tuple(lengths)
+
+    def _embeds(
+        self, request: GenerationRequest, given: Tensor | None, negative: Tensor | None
+    ) -> Tensor:
+        """`[b, p, c]` of the prompts; where guidance is on, those of the negative prompts behind them."""
+        parts = [(request.prompts, given)]
+        if max(request.guidance_scale, request.guidance_scale_2) > 1:
+            parts.append((request.negative_prompts, negative))
+        found = [
+            self.encode_prompt([text or "" for text in texts])
+            if embeds is None
+            else embeds.to(self.device, self.dtype).expand(len(texts), -1, -1)
+            for texts, embeds in parts
+        ]
+        return self.taps["prompt_embeds"](torch.cat(found))
 
     def _noise(self, request: GenerationRequest, generator: torch.Generator | None) -> Tensor:
         if request.seed is not None:
@@ -481,6 +568,7 @@ class TextToVideoPipeline:
     def _denoise(
         self,
         request: GenerationRequest,
+        embeds: Tensor,
         latents: Tensor,
         condition: Tensor | None,
         callback: StepCallback | None,
@@ -489,10 +577,6 @@ class TextToVideoPipeline:
     ) -> Tensor:
         self.scheduler.set_timesteps(request.num_inference_steps, self.device)
         scales = {"high": request.guidance_scale, "low": request.guidance_scale_2}
-        embeds = self.encode_prompt(request.prompts)
-        if max(scales.values()) > 1:
-            embeds = torch.cat([embeds, self.encode_prompt(request.negative_prompts)])
-        embeds = self.taps["prompt_embeds"](embeds)
         contexts: dict[DiT, Context] = {}  # a prompt is read once by each noise expert
         sigmas = self.scheduler.sigmas.tolist()
         timesteps = self.scheduler.timesteps.tolist()

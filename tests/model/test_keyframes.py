@@ -9,7 +9,7 @@ from PIL import Image
 from tinywan.batches import Clips, Phase
 from tinywan.checkpoint import SHIPPED, fitted
 from tinywan.dit import DiT
-from tinywan.errors import ConfigError
+from tinywan.errors import ConfigError, PromptError
 from tinywan.keyframes import encode_keyframes, latent_place, random_frames
 from tinywan.pipeline import OVERLAP, TextToVideoPipeline
 from tinywan.presets import preset
@@ -150,6 +150,36 @@ def test_each_window_of_a_stream_begins_with_the_end_of_the_one_before(pipe, mon
         assert np.array_equal(given[0], before[-OVERLAP])
         assert np.array_equal(given[OVERLAP - 1], before[-1])
         assert np.array_equal(shown, after[OVERLAP:][: len(shown)])
+
+
+def test_a_story_has_a_text_for_each_window_and_the_last_goes_on(pipe, monkeypatch):
+    asked = []
+    call = TextToVideoPipeline.__call__
+
+    def watched(self, prompt, **options):
+        asked.append(prompt)
+        return call(self, prompt, **options)
+
+    monkeypatch.setattr(TextToVideoPipeline, "__call__", watched)
+    told = np.concatenate([*pipe.stream(["a dog", "a cat"], num_frames=16, seed=1, **QUICK)])
+    assert asked == ["a dog", "a cat", "a cat"]
+    plain = np.concatenate([*pipe.stream("a dog", num_frames=16, seed=1, **QUICK)])
+    assert np.array_equal(told[:9], plain[:9])
+    assert not np.array_equal(told[9:], plain[9:])
+
+
+@pytest.mark.parametrize(
+    ("story", "num_frames", "sentence"),
+    [
+        (["a dog", "a cat"], 9, "2 texts for 9 frames, which are 1 windows"),
+        (["a", "b", "c", "d"], 17, "4 texts for 17 frames, which are 3 windows"),
+        (["a dog", " "], 20, "the prompt is empty"),
+        ([], 20, "the prompt is empty"),
+    ],
+)
+def test_a_story_that_cannot_be_told_gets_a_sentence(pipe, story, num_frames, sentence):
+    with pytest.raises(PromptError, match=sentence):
+        pipe.stream(story, num_frames=num_frames)
 
 
 def test_a_stream_is_the_same_for_a_seed(pipe):

@@ -215,6 +215,68 @@ def test_no_negative_prompt_is_an_empty_one(pipe):
     assert first == second
 
 
+def test_given_embeddings_draw_what_their_prompts_draw_and_no_text_encoder_is_asked(pipe):
+    prompts, negatives = [PROMPT, OTHER], ["snow", "rain"]
+    asked = {"generator": None, "seed": 7}
+    plain = draw(pipe, prompts, negative_prompt=negatives, **asked)
+    embeds, negative = pipe.encode_prompt(prompts), pipe.encode_prompt(negatives)
+
+    def refuse(*_):
+        raise AssertionError("the text encoder was asked")
+
+    hook = pipe.text_encoder.register_forward_pre_hook(refuse)
+    try:
+        given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+        assert torch.equal(draw(pipe, None, **given, **asked), plain)
+        one = {"prompt_embeds": embeds, "negative_prompt_embeds": negative[:1]}
+        for_all = draw(pipe, None, **one, **asked)
+    finally:
+        hook.remove()
+    assert torch.equal(for_all, draw(pipe, prompts, negative_prompt="snow", **asked))
+    assert torch.equal(
+        draw(pipe, None, prompt_embeds=embeds, negative_prompt="snow", **asked), for_all
+    )
+
+
+def test_the_request_tells_how_much_of_given_embeddings_is_no_padding(pipe):
+    requests = []
+
+    def callback(pipe, step, timestep, tensors):
+        requests.append(pipe.current_request)
+        return tensors
+
+    embeds = pipe.encode_prompt([PROMPT])
+    draw(pipe, None, prompt_embeds=embeds, callback_on_step_end=callback)
+    assert requests[0].prompts == (None,)
+    assert requests[0].prompt_lengths == (len(pipe.tokenizer.encode(PROMPT).ids),)
+    assert requests[0].negative_prompts == ("",)
+    assert requests[0].negative_prompt_lengths is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": PROMPT, "prompt_embeds": torch.ones(1, 96, 64)}, "both given"),
+        ({"prompt_embeds": torch.ones(96, 64)}, r"\(96, 64\): this model reads floats \[b, "),
+        ({"prompt_embeds": torch.ones(1, 5, 64)}, "this model reads floats"),
+        ({"prompt_embeds": [PROMPT]}, "is list: this model reads floats"),
+        ({"prompt_embeds": "like"}, "rows are all zero"),
+        ({"prompt_embeds": "nan"}, "not finite"),
+        (
+            {"prompt": PROMPT, "negative_prompt": "snow", "negative_prompt_embeds": "like"},
+            "negative_prompt and negative_prompt_embeds were both given",
+        ),
+        ({"prompt": PROMPT, "negative_prompt_embeds": "two"}, "1 prompts and 2 negative prompts"),
+    ],
+)
+def test_embeddings_that_cannot_work_get_a_sentence(pipe, options, message):
+    right = torch.zeros_like(pipe.encode_prompt([PROMPT]))
+    made = {"like": right, "nan": right + torch.nan, "two": right.repeat(2, 1, 1)}
+    options = {k: made.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
+    with pytest.raises(PromptError, match=message):
+        draw(pipe, options.pop("prompt", None), **options)
+
+
 def test_the_request_says_what_was_asked_while_it_runs(pipe):
     requests = []
 
@@ -385,7 +447,8 @@ def test_what_cannot_be_drawn_gets_a_sentence_and_leaves_nothing_behind(
     ("options", "error", "sentence"),
     [
         ({"prompt": " "}, PromptError, "the prompt is empty"),
-        ({"prompt": [PROMPT]}, ConfigError, "stream draws one prompt"),
+        ({"prompt": [PROMPT] * 5}, PromptError, "5 texts for 20 frames, which are 4 windows"),
+        ({"prompt_embeds": 1}, ConfigError, r"options \['prompt_embeds'\]"),
         ({"num_frames": "9"}, ConfigError, "num_frames='9' is not a whole number"),
         ({"num_frames": 2.5}, ConfigError, "num_frames=2.5 is not a whole number"),
         ({"num_frames": None}, ConfigError, "num_frames=None"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import imageio_ffmpeg
@@ -110,6 +111,44 @@ def test_explain_writes_and_names_four_whole_files(calls, tmp_path, capsys, pain
     assert Image.open(out / "storyboard.png").width > 500
 
 
+def test_keyframes_are_read_and_the_prompt_becomes_a_track_of_subtitles(calls, tmp_path, painted):
+    Image.fromarray(painted().frames[0]).save(tmp_path / "first=1.png")
+    asked = ["--keyframe", f"0={tmp_path / 'first=1.png'}", "--subtitles", "soft"]
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path / "out"), *asked]) == 0
+    (given,) = (call["keyframes"] for call in calls)
+    assert given.keys() == {0}
+    assert np.array_equal(given[0], painted().frames[0])
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "out" / "video.mp4"]
+    track = subprocess.run([*ffmpeg, "-f", "srt", "-"], capture_output=True, check=True).stdout
+    assert painted().prompt in track.decode()
+
+
+def test_weights_count_while_the_video_is_drawn_and_are_said(calls, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def reweight(pipe, prompt, weights):
+        asked.append((prompt, weights, len(calls)))
+        yield
+        asked.append(len(calls))
+
+    monkeypatch.setattr("wanviz.interventions.reweight", reweight)
+    weights = ["--weight", "dog=1.5", "--weight", "a = b=0"]
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path), *weights]) == 0
+    assert asked == [("a dog", {"dog": 1.5, "a = b": 0.0}, 0), 1]
+    assert "before the weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_a_keyframe_that_cannot_be_read_gets_a_sentence(calls, tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "a.png").write_bytes(content)
+    asked = ["--keyframe", f"0={tmp_path / 'a.png'}"]
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path / "out"), *asked]) == 2
+    assert "cannot read a picture" in capsys.readouterr().err
+    assert calls == [] and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -119,6 +158,11 @@ def test_explain_writes_and_names_four_whole_files(calls, tmp_path, capsys, pain
         (["explain", "a dog", "--seed", "seven"], "invalid int value: 'seven'"),
         (["explain", "a dog", "--guidance", "much"], "invalid float value: 'much'"),
         (["explain", "a dog", "--words", ", "], "it names no phrase of the prompt"),
+        (["explain", "a dog", "--weight", "dog"], "'dog': write PHRASE=FACTOR, e.g. rain=2"),
+        (["explain", "a dog", "--weight", "=2"], "'=2': write PHRASE=FACTOR"),
+        (["explain", "a dog", "--keyframe", "a.png"], "'a.png': write FRAME=PICTURE"),
+        (["explain", "a dog", "--keyframe", "0="], "'0=': write FRAME=PICTURE"),
+        (["explain", "a dog", "--subtitles", "loud"], "invalid choice: 'loud'"),
         (["draw", "a dog"], "invalid choice: 'draw'"),
     ],
 )
@@ -210,7 +254,7 @@ def test_a_full_disk_is_found_before_anything_is_drawn(calls, tmp_path, capsys, 
 
 
 def test_when_a_later_file_fails_the_trace_is_kept(calls, tmp_path, capsys, monkeypatch):
-    def fail(trace, path):
+    def fail(trace, path, subtitles):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

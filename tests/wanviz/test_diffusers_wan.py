@@ -11,6 +11,8 @@ import torch
 from matplotlib.text import Text
 
 import wanviz
+from wanviz.delivery import PromptCache
+from wanviz.errors import EncodingError
 
 pytest.importorskip("transformers", reason="diffusers' WanPipeline needs it for its text encoder")
 
@@ -294,6 +296,42 @@ def test_precomputed_embeddings_ask_for_their_words(wan21):
     with wanviz.capture(wan21) as told:
         real.draw(wan21, max_sequence_length=64)
     np.testing.assert_allclose(trace.word_map("rain"), told.word_map("rain"), atol=1e-6)
+
+
+def test_kept_encodings_draw_the_same_video_without_a_text_encoder(wan22, tmp_path):
+    plain = real.draw(wan22, real.CHINESE)
+    encodings = PromptCache(tmp_path)
+    given = encodings(wan22, real.CHINESE, "blurred") | {"negative_prompt": None}
+    assert np.array_equal(real.draw(wan22, **given), plain)
+    reader, wan22.text_encoder = wan22.text_encoder, None
+    try:
+        bare = encodings(wan22, real.CHINESE, "blurred") | {"negative_prompt": None}
+        with wanviz.capture(wan22, prompt=real.CHINESE) as trace:
+            assert np.array_equal(real.draw(wan22, **bare), plain)
+        with pytest.raises(EncodingError, match=r"no text encoder, and .* no encoding of 'a cat'"):
+            encodings(wan22, "a cat")
+    finally:
+        wan22.text_encoder = reader
+    assert trace.word_map("伞").sum() > 0
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert size < bare["prompt_embeds"].nbytes / 4  # padding is not kept
+
+
+def test_encodings_by_several_encoders_are_not_chosen_between(wan21, wan22, tmp_path):
+    with torch.no_grad():
+        next(wan22.text_encoder.parameters()).add_(1e-3)
+    encodings = PromptCache(tmp_path)
+    for pipe in (wan21, wan22):
+        encodings(pipe, real.ENGLISH)
+    wan21.text_encoder = None
+    with pytest.raises(EncodingError, match="by 2 text encoders"):
+        encodings(wan21, real.ENGLISH)
+
+
+def test_a_text_encoder_whose_weights_are_elsewhere_is_not_taken_for_another(wan21, tmp_path):
+    wan21.text_encoder.to("meta")
+    with pytest.raises(wanviz.OptionError, match="before sequential offload"):
+        PromptCache(tmp_path)(wan21, real.ENGLISH)
 
 
 def test_precomputed_embeddings_may_make_several_videos(wan21):

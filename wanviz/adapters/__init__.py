@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wanviz.adapters.stage import Denoiser, Stage
 from wanviz.errors import OptionError
@@ -19,6 +19,10 @@ from wanviz.events import Clip, Event, Moment, Request
 from wanviz.hooks import HookSet
 from wanviz.layout import Anatomy
 from wanviz.words import EncodedPrompt
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _MODULES = {  # package of the pipeline's class -> adapter
     "tinywan": "wanviz.adapters.tinywan",
@@ -74,6 +78,15 @@ class Adapter(Protocol):
 
     def encode(self, prompt: str) -> EncodedPrompt:
         """The prompt's tokens, as the pipeline makes them."""
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """What the denoiser reads of prompts, `[b, p, c]`, rows of padding zero."""
+
+    def text_encoder(self) -> Any:
+        """The module that reads prompts; None where the pipeline was loaded without."""
+
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
 
     def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...], previews: bool) -> None:
         """Register the hooks that feed a sink."""

@@ -181,7 +181,7 @@ class DiffusersWanAdapter:
             forward_flops=int(
                 2 * grid.tokens * weights + 4 * grid.tokens * keys * config.num_layers
             ),
-            device=self._device().type,
+            device=self.device().type,
         )
 
     def grid(self, request: Request) -> Grid:
@@ -233,6 +233,19 @@ class DiffusersWanAdapter:
             offsets = offsets[:room]
         return encoded_prompt(text, tuple((int(a), int(b)) for a, b in offsets), cut)
 
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """What the denoisers read of prompts, in the text encoder's own dtype."""
+        return _embed(self._pipe, prompts, self.device())
+
+    def text_encoder(self) -> Any:
+        """The module that reads prompts; None where the pipeline was loaded without."""
+        return getattr(self._pipe, "text_encoder", None)
+
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        found: torch.device = self._pipe._execution_device
+        return found
+
     def attach(self, sink: Sink, hooks: HookSet, branches: tuple[str, ...], previews: bool) -> None:
         """Listen to the pipeline, and look at the queries and keys of every block."""
         pipe = self._pipe
@@ -277,7 +290,7 @@ class DiffusersWanAdapter:
                 negative_prompt=clip.negative_prompt,
                 do_classifier_free_guidance="uncond" in clip.branches,
                 max_sequence_length=TEXT_LENGTH,
-                device=self._device(),
+                device=self.device(),
             )
         finally:
             self._observing = False
@@ -301,7 +314,7 @@ class DiffusersWanAdapter:
                 "text-to-video pipeline here"
             )
         grid = self._grid(*clip.video.shape[2:])  # says what is wrong with a size
-        return WanDenoiser(self._pipe, clip, self.encode(clip.prompt), grid, self._device())
+        return WanDenoiser(self._pipe, clip, self.encode(clip.prompt), grid, self.device())
 
     def stage(self, hooks: HookSet) -> WanStage:
         """The pipeline's parts; who computes which branch is overheard."""
@@ -352,7 +365,7 @@ class DiffusersWanAdapter:
             "image_keys": "attended apart" if model.config.image_dim else "none",
             "scheduler": type(scheduler).__name__,
             "flow_shift": scheduler.config.get("flow_shift", scheduler.config.get("shift")),
-            "device": str(self._device()),
+            "device": str(self.device()),
             "dtype": str(model.dtype).removeprefix("torch."),
             "versions": {
                 "wanviz": version("wanviz"),
@@ -476,10 +489,6 @@ class DiffusersWanAdapter:
         both = {name: getattr(self._pipe, name, None) for name in ("transformer", "transformer_2")}
         return {name: plain(model) for name, model in both.items() if model is not None}
 
-    def _device(self) -> torch.device:
-        found: torch.device = self._pipe._execution_device
-        return found
-
 
 class WanDenoiser:
     """See `stage.Denoiser`."""
@@ -504,14 +513,7 @@ class WanDenoiser:
 
     def embeds(self, prompts: Sequence[str]) -> Tensor:
         """See `stage.Denoiser`."""
-        with torch.no_grad():
-            found: Tensor = self._pipe.encode_prompt(
-                prompt=list(prompts),
-                do_classifier_free_guidance=False,
-                max_sequence_length=TEXT_LENGTH,
-                device=self._device,
-            )[0]
-        return found
+        return _embed(self._pipe, prompts, self._device)
 
     def noisy(self, level: int) -> Tensor:
         """See `stage.Denoiser`."""
@@ -679,6 +681,18 @@ class _Frames:
         """[H, W, 3] in [0, 1]."""
         picture = self._video[:, frame].detach().float()
         return (picture * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0)
+
+
+@torch.no_grad()
+def _embed(pipe: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
+    """The pipeline's own encoding of prompts, `[b, 512, c]`."""
+    found: Tensor = pipe.encode_prompt(
+        prompt=list(prompts),
+        do_classifier_free_guidance=False,
+        max_sequence_length=TEXT_LENGTH,
+        device=device,
+    )[0]
+    return found
 
 
 def _asked_texts(

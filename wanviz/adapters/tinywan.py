@@ -105,6 +105,14 @@ class TinywanAdapter:
                 },
                 # the noise of the others comes behind that of the first
                 seeds=(running.seed, *[None] * (len(running.prompts) - 1)),
+                lengths={
+                    branch: lengths
+                    for branch, lengths in (
+                        ("cond", running.prompt_lengths),
+                        ("uncond", running.negative_prompt_lengths),
+                    )
+                    if lengths is not None
+                },
             )
         return self._request
 
@@ -183,6 +191,18 @@ class TinywanAdapter:
             found = self._pipe.tokenizer.encode(prompt)
         return encoded_prompt(prompt, found.offsets[:-1], found.truncated_at)  # </s> is last
 
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """What the denoiser reads of prompts."""
+        return self._pipe.encode_prompt(prompts)
+
+    def text_encoder(self) -> Any:
+        """The module that reads prompts."""
+        return self._pipe.text_encoder
+
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return self._pipe.device
+
     def attended(self, request: Request, branch: str, video: int) -> int | None:
         """How many keys of a prompt cross-attention sees, </s> included; None where it sees all.
 
@@ -191,7 +211,9 @@ class TinywanAdapter:
         if not self._pipe.transformer.config.mask_padding:
             return None
         prompt = request.prompts[video][branch]
-        assert prompt is not None
+        if prompt is None:  # embeddings were given
+            assert request.lengths is not None
+            return request.lengths[branch][video]
         if prompt not in self._counted:
             self._counted[prompt] = len(self.encode(prompt).tokens) + 1
         return self._counted[prompt]
