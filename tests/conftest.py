@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def fixed_seed() -> None:
     """Start every test from the same state of the global generators."""
     torch.manual_seed(SEED)
+
+
+@pytest.fixture
+def without_tf32() -> Iterator[None]:
+    """Products and convolutions on a GPU in whole float32, as on a CPU."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    yield
+    products.allow_tf32, convolutions.allow_tf32 = before
 
 
 @pytest.fixture

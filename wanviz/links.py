@@ -44,16 +44,12 @@ class Links:
         return {self._mean.spec.name: self._mean.finish()}
 
 
-def _parts(event: Event, heads: list[int]) -> tuple[Tensor, Tensor]:
-    assert event.q is not None and event.k is not None
-    q, k = (turned(chosen_heads(x, heads), event.rotary).float() for x in (event.q, event.k))
-    return q * q.shape[-1] ** -0.5, k
-
-
 def _temporal(event: Event, heads: list[int]) -> Tensor:
     """[f m f h w] of attention that stays at one row and column."""
     grid, places = event.grid, link_places(event.grid)
-    q, k = _parts(event, heads)
+    assert event.q is not None and event.k is not None
+    q, k = (turned(chosen_heads(x, heads), event.rotary).float() for x in (event.q, event.k))
+    q = q * q.shape[-1] ** -0.5
     here = torch.tensor([row * grid.columns + column for row, column in places], device=q.device)
     q, k = (
         x.unflatten(1, (grid.frames, -1))[:, :, here].transpose(1, 2) for x in (q, k)
@@ -79,11 +75,13 @@ def _full(event: Event, heads: list[int]) -> Tensor:
         for frame in range(grid.frames)
         for row, column in places
     ])  # fmt: skip
-    assert event.q is not None
+    assert event.q is not None and event.k is not None
     found = torch.zeros(len(rows), grid.tokens, device=event.q.device)
-    here = rows.to(event.q.device)
+    here, turn = rows.to(event.q.device), event.rotary
+    q = turned(event.q[:, here], None if turn is None else (turn[0][here], turn[1][here])).float()
+    q = q * q.shape[-1] ** -0.5  # n (f m) d
     for head in heads:
-        q, k = (part[0] for part in _parts(event, [head]))
+        k = turned(event.k[head], turn).float()
         for span in chunks(len(rows), 4 * grid.tokens, q.device):
-            found[span] += (q[here[span]] @ k.T).softmax(dim=-1)
+            found[span] += (q[head, span] @ k.T).softmax(dim=-1)
     return (found / len(heads)).view(grid.frames, len(places), *grid.shape)

@@ -89,6 +89,24 @@ def full_precision(device: torch.device) -> Iterator[None]:
             backend.matmul.fp32_precision = before
 
 
+@contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """Float32 products on a GPU's tensor cores, for numbers that come from half precision.
+
+    TF32 keeps ten bits behind the point, float16 has as many and bfloat16 fewer: every product is whole, sums are float32.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def chosen_heads(x: Tensor, heads: list[int]) -> Tensor:
     """[n l d] of some heads; all of them are not copied."""
     return x if len(heads) == x.shape[0] else x[heads]

@@ -466,7 +466,7 @@ def train_denoiser(
     model.to(device).train()
     if recipe.compiled:
         compile_blocks(model)
-    vae.requires_grad_(False)  # the flow loss looks through it
+    vae.to(device).requires_grad_(False)  # the flow loss looks through it
     trainer = Trainer(
         folder, model, recipe.trainer, is_hidden_matrix, [recipe, config.dit],
         [] if start is None else [start.text_encoder, start.transformer, start.transformer_2],

@@ -34,7 +34,7 @@ import wanviz
 WORDS = "a woman in a red qipao walks in the rain with an umbrella".split()[:12]
 PROMPT = " ".join(WORDS)
 CPU = {"height": 256, "width": 256, "num_frames": 81}
-SIZES = {"480p": (480, 832), "720p": (720, 1280), "toy": (64, 64)}
+SIZES = {"480p": (480, 832), "720p": (720, 1280), "toy": (64, 96)}
 RUNS = ("plain", "watched", "naive")
 
 

@@ -4,24 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tinywan.batches import Phase
 from tinywan.dit import DiT
 from tinywan.moe import MixtureOfExperts
 from tinywan.pipeline import TextToVideoPipeline
 from tinywan.presets import preset
+from tinywan.train_denoiser import DenoiserRecipe, train_denoiser
 from tinywan.train_vae import measure_latents
+from tinywan.trainer import TrainerConfig
 
 TOLERANCE = 2e-3  # float32 sums in another order, over four steps with guidance
 HALF_PRECISION = 0.1  # bfloat16 against float32, relative
 QUICK = {"num_frames": 9, "num_inference_steps": 4, "seed": 7, "progress_bar": False}
 PROMPT = "一位穿红色旗袍的女子在江南雨巷撑伞漫步"
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("without_tf32")]
 
 
 @pytest.fixture
 def pipes() -> tuple[TextToVideoPipeline, TextToVideoPipeline]:
     """The same weights on the CPU and on the GPU."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     first, second = (TextToVideoPipeline.from_preset("debug", seed=2) for _ in range(2))
     return first, second.to("cuda")
 
@@ -99,3 +101,14 @@ def test_latents_are_measured_alike(pipes):
         torch.tensor(measure_latents(pipe.vae, 32, str(pipe.device), clips=2)) for pipe in pipes
     )
     torch.testing.assert_close(on_gpu, on_cpu, atol=TOLERANCE, rtol=0)
+
+
+def test_training_on_a_gpu_is_saved_and_goes_on(tmp_path):
+    start = TextToVideoPipeline.from_preset("debug", seed=3)  # on the CPU, its VAE too
+    for steps in (1, 2):
+        recipe = DenoiserRecipe(
+            TrainerConfig(steps=steps, warmup=1), (Phase(2, 5, 2, 2),), bfloat16=True, flow=0.1
+        )
+        pipe = train_denoiser(tmp_path, recipe, start.config, start.vae, "cuda", start)
+    weights = list(pipe.transformer.parameters())
+    assert all(weight.is_cuda and weight.isfinite().all() for weight in weights)

@@ -10,7 +10,7 @@ import torch
 
 import wanviz
 from wanviz import running
-from wanviz.frame_masses import few_row_masses
+from wanviz.frame_masses import few_row_masses, turned
 from wanviz.reducers import WordMasses
 
 PROMPT = "一位穿红色旗袍的女子在江南雨巷撑伞漫步"
@@ -160,13 +160,51 @@ def test_large_layers_are_reduced_in_chunks_with_the_same_result(pipe, generate,
     )
 
 
-def test_few_rows_lay_the_mass_of_a_float64_softmax_on_each_frame(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sharpness", [1, 30])  # logits that differ by 5, and by 100
+def test_few_rows_lay_the_mass_of_a_float64_softmax_on_each_frame(monkeypatch, dtype, sharpness):
     monkeypatch.setitem(running.WORK_BYTES, "cpu", 4 * 30 * 4)  # four rows at a time
-    q, k = torch.randn(10, 6), 3 * torch.randn(30, 6)
+    q, k = torch.randn(10, 6).to(dtype), (sharpness * torch.randn(30, 6)).to(dtype)
     logits = q.double() @ k.double().T / 6**0.5
     wanted = logits.softmax(-1).unflatten(1, (5, 6)).sum(-1)
     found = few_row_masses(q, k, frames=5)
-    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.double(), wanted, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("tables", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_are_turned_as_the_model_turns_them(dtype, tables):
+    x = torch.randn(7, 3 * 4).to(dtype).unflatten(-1, (3, 4)).transpose(0, 1)  # n l d, as in Wan
+    angles = 30 * torch.randn(7, 4)
+    cos, sin = angles.cos().to(tables)[:, 0::2], angles.sin().to(tables)[:, 0::2]
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)  # diffusers' words
+    wanted = torch.empty_like(x)
+    wanted[..., 0::2] = first * cos - second * sin
+    wanted[..., 1::2] = first * sin + second * cos
+    last_bit = 0.0 if tables == torch.bfloat16 else torch.finfo(dtype).eps
+    found = turned(x, (cos, sin))
+    torch.testing.assert_close(found, wanted, rtol=last_bit, atol=min(last_bit, 1e-6))
+
+
+@pytest.fixture(params=["none", "ieee", "tf32"])
+def matmul(request):
+    """PyTorch's switch for products on a GPU, which is there without one."""
+    switch = torch.backends.cuda.matmul
+    before, switch.fp32_precision = switch.fp32_precision, request.param
+    yield switch
+    switch.fp32_precision = before
+
+
+def test_products_of_halves_may_be_tf32_and_no_others(matmul):
+    before, gpu = matmul.fp32_precision, torch.device("cuda")
+    with pytest.raises(ZeroDivisionError), running.full_precision(gpu):
+        assert matmul.fp32_precision != "tf32"
+        with running.tf32_products(gpu):
+            assert matmul.fp32_precision == "tf32"
+        assert matmul.fp32_precision != "tf32"
+        with running.tf32_products(gpu):
+            raise ZeroDivisionError
+    assert matmul.fp32_precision == before
 
 
 def test_frame_attention_equals_a_float64_softmax_and_is_nan_outside_the_window(pipe, generate):
