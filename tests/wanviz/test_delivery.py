@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import replace
 
 import imageio.v3 as iio
 import imageio_ffmpeg
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tinywan
 import torch
+from tinywan.dit import DiT
 
 import wanviz
 from wanviz.delivery import (
@@ -42,6 +44,15 @@ def asked(pipe):
     hook.remove()
 
 
+def with_masked_padding(pipe):
+    """The same pipeline with denoisers that mask their padding, as the shipped one does."""
+    dit = replace(pipe.config.dit, mask_padding=True)
+    parts = pipe.tokenizer, pipe.text_encoder, pipe.vae, *[DiT(dit) for _ in range(2)]
+    for model, trained in zip(parts[3:], (pipe.transformer, pipe.transformer_2), strict=True):
+        model.load_state_dict(trained.state_dict())
+    return tinywan.TextToVideoPipeline(replace(pipe.config, dit=dit), *parts)
+
+
 def draw(pipe, *prompt, **options):
     return pipe(*prompt, seed=7, num_inference_steps=2, progress_bar=False, **options).frames
 
@@ -70,7 +81,10 @@ def test_several_prompts_and_one_negative_prompt_make_a_row_for_each_video(pipe,
     assert len(list(tmp_path.iterdir())) == 3  # two prompts, and the empty one
 
 
-def test_a_capture_of_kept_encodings_is_that_of_their_prompt(pipe, tmp_path):
+@pytest.mark.parametrize("masked", [False, True])  # whether padding is attended
+def test_a_capture_of_kept_encodings_is_that_of_their_prompt(pipe, tmp_path, masked):
+    if masked:
+        pipe = with_masked_padding(pipe)
     given = PromptCache(tmp_path)(pipe, CHINESE)
     with wanviz.capture(pipe, prompt=CHINESE, branches=("cond",)) as kept:
         draw(pipe, **given)

@@ -168,7 +168,7 @@ def _layer(text: str, width: int, height: int) -> tuple[NDArray[np.float32], NDA
                 "enlarge the frames, or keep it beside the video (write_subtitles)"
             )
         size -= 1
-    edge = max(1, round(size / 9))
+    edge = max(1, round(size / 12))
     whole, inner = (Image.new("L", (width, height)) for _ in range(2))
     for row, line in enumerate(reversed(lines)):
         place = width / 2, height - 0.5 * step - row * step
