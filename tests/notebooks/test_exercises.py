@@ -52,6 +52,15 @@ def test_the_solution_in_the_metadata_is_found_right(cell, surroundings, capsys)
     assert capsys.readouterr().out.startswith("✓")
 
 
+@pytest.mark.parametrize(("name", "number"), EXERCISES)
+def test_the_solution_is_folded_up_below_its_exercise(name, number):
+    cell, below = nbformat.read(NOTEBOOKS / name, as_version=4).cells[number : number + 2]
+    answer = cell.metadata["solution"].split("\n\n\n", 1)[0]
+    assert below.source == (
+        f"<details><summary>Solution 答案</summary>\n\n```python\n{answer}\n```\n\n</details>"
+    )
+
+
 @both_states
 def test_a_wrong_answer_is_found_wrong(cell, surroundings):
     answer, check = cell.source.split("\n\n\n", 1)
