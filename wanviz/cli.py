@@ -78,7 +78,8 @@ def explain(arguments: argparse.Namespace) -> None:
         from wanviz.adapters import adapter_for
 
         pipe, draw = _load(arguments)
-        small = adapter_for(pipe).can_preview  # what is asked for on top costs little there
+        adapter = adapter_for(pipe)
+        small = adapter.can_preview  # what is asked for on top costs little there
         watched = {"words": arguments.words, "previews": small, "links": small}
         sizes = {
             "negative_prompt": arguments.negative,
@@ -95,7 +96,11 @@ def explain(arguments: argparse.Namespace) -> None:
                 raise OptionError(
                     "--keyframe is for tinywan; real Wan has pipelines of its own for it"
                 )
-            asked["keyframes"] = {frame: _picture(path) for frame, path in arguments.keyframe}
+            request = adapter.planned_request(arguments.prompt, **sizes)
+            asked["keyframes"] = {
+                frame: _picture(path, request.width, request.height)
+                for frame, path in arguments.keyframe
+            }
         given = {name: value for name, value in asked.items() if value is not None}
         _say("drawing the video and watching its attention")
         if arguments.weight:
@@ -133,14 +138,20 @@ def _weighted(
     return reweight(pipe, prompt, dict(weights))
 
 
-def _picture(path: Path) -> Any:
-    """The pixels of a picture file."""
+def _picture(path: Path, width: int, height: int) -> Any:
+    """The pixels of a picture file, at the size of the video; says so where it has another one."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+            found = ImageOps.exif_transpose(picture).convert("RGB")
+            if found.size != (width, height):
+                _say(
+                    f"fitting {path}, {found.width} x {found.height} pixels, into {width} x {height}: scaled, and cut at the edges"
+                )
+                found = ImageOps.fit(found, (width, height), Image.Resampling.LANCZOS)
+            return np.asarray(found)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise OptionError(
             f"--keyframe: cannot read a picture from {str(path)!r} ({error})"
@@ -329,7 +340,7 @@ def _parser() -> Parser:
         type=_keyframe,
         action="append",
         metavar="FRAME=PICTURE",
-        help="a picture file that the video passes through, e.g. 0=first.png; -1 is the last frame (tinywan)",
+        help="a picture file that the video passes through, e.g. 0=first.png or last=end.png (tinywan)",
     )
     draw.add_argument(
         "--subtitles",
@@ -411,7 +422,7 @@ def _weight(text: str) -> tuple[str, float]:
 def _keyframe(text: str) -> tuple[int, Path]:
     frame, _, path = text.partition("=")
     try:
-        return int(frame), Path(path or _nothing())
+        return -1 if frame.strip() == "last" else int(frame), Path(path or _nothing())
     except ValueError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r}: write FRAME=PICTURE, e.g. 0=first.png"

@@ -150,7 +150,9 @@ def turned(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     if rotary is None:
         return x
     cos, sin = rotary
-    if cos.dtype == torch.float32 and x.dtype != torch.float64:  # the same but for a last bit, several times faster
+    if (
+        cos.dtype == torch.float32 and x.dtype != torch.float64
+    ):  # the same but for a last bit, several times faster
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]  # tables in half precision: every product is rounded

@@ -60,7 +60,10 @@ def calls(monkeypatch, painted):
     monkeypatch.setattr(
         wanviz, "plan", lambda pipe, prompt, **options: SimpleNamespace(nbytes=0), raising=False
     )
-    drawn = SimpleNamespace(can_preview=True)
+    drawn = SimpleNamespace(
+        can_preview=True,
+        planned_request=lambda prompt, **sizes: SimpleNamespace(width=96, height=96),
+    )
     monkeypatch.setattr(wanviz.adapters, "adapter_for", lambda found: drawn)
     return asked
 
@@ -111,13 +114,22 @@ def test_explain_writes_and_names_four_whole_files(calls, tmp_path, capsys, pain
     assert Image.open(out / "storyboard.png").width > 500
 
 
-def test_keyframes_are_read_and_the_prompt_becomes_a_track_of_subtitles(calls, tmp_path, painted):
+def test_keyframes_are_read_and_the_prompt_becomes_a_track_of_subtitles(
+    calls, tmp_path, painted, capsys
+):
     Image.fromarray(painted().frames[0]).save(tmp_path / "first=1.png")
+    wide = np.zeros((100, 300, 3), np.uint8)
+    wide[:, 95:205] = 220, 30, 30
+    Image.fromarray(wide).save(tmp_path / "last.png")
     asked = ["--keyframe", f"0={tmp_path / 'first=1.png'}", "--subtitles", "soft"]
+    asked += ["--keyframe", f"last={tmp_path / 'last.png'}"]
     assert cli.main(["explain", "a dog", "--out", str(tmp_path / "out"), *asked]) == 0
     (given,) = (call["keyframes"] for call in calls)
-    assert given.keys() == {0}
+    assert given.keys() == {0, -1}
     assert np.array_equal(given[0], painted().frames[0])
+    assert given[-1].shape == (96, 96, 3)  # the middle of a wide picture, scaled
+    assert (given[-1].reshape(-1, 3).mean(0) > (200, -1, -1)).all() and given[-1].std() < 10
+    assert "300 x 100 pixels, into 96 x 96" in capsys.readouterr().err
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "out" / "video.mp4"]
     track = subprocess.run([*ffmpeg, "-f", "srt", "-"], capture_output=True, check=True).stdout
     assert painted().prompt in track.decode()
