@@ -92,10 +92,6 @@ def explain(arguments: argparse.Namespace) -> None:
         _check_budget(planned.nbytes, arguments.budget)
         asked = {**sizes, "guidance_scale": arguments.guidance, "seed": arguments.seed}
         if arguments.keyframe:
-            if not small:
-                raise OptionError(
-                    "--keyframe is for tinywan; real Wan has pipelines of its own for it"
-                )
             request = adapter.planned_request(arguments.prompt, **sizes)
             asked["keyframes"] = {
                 frame: _picture(path, request.width, request.height)
@@ -118,6 +114,12 @@ def explain(arguments: argparse.Namespace) -> None:
                 if trace is None or trace.frames is None:
                     raise
                 problem = error
+        for name, said in (
+            ("word_weights", dict(arguments.weight or ())),
+            ("keyframes", [frame for frame, _ in arguments.keyframe or ()]),
+        ):
+            if said:
+                trace.record[name] = said
         _say(f"drawn in {time.perf_counter() - started:.1f} s; writing the files")
         for name, write in files_of(trace, arguments.subtitles).items():
             write(drafts / name)
@@ -143,15 +145,22 @@ def _picture(path: Path, width: int, height: int) -> Any:
     import numpy as np
     from PIL import Image, ImageOps
 
+    found = _read_picture(path)
+    if found.size != (width, height):
+        _say(
+            f"fitting {path}, {found.width} x {found.height} pixels, into {width} x {height}: scaled, and cut at the edges"
+        )
+        found = ImageOps.fit(found, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(found)
+
+
+def _read_picture(path: Path) -> Any:
+    """A picture file, upright, in red, green and blue."""
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(path) as picture:
-            found = ImageOps.exif_transpose(picture).convert("RGB")
-            if found.size != (width, height):
-                _say(
-                    f"fitting {path}, {found.width} x {found.height} pixels, into {width} x {height}: scaled, and cut at the edges"
-                )
-                found = ImageOps.fit(found, (width, height), Image.Resampling.LANCZOS)
-            return np.asarray(found)
+            return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise OptionError(
             f"--keyframe: cannot read a picture from {str(path)!r} ({error})"
@@ -160,10 +169,22 @@ def _picture(path: Path, width: int, height: int) -> Any:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Find what no model can do before one is loaded."""
+    from wanviz.adapters import is_diffusers
     from wanviz.grid import TEMPORAL_STRIDE, token_grid
     from wanviz.layout import parse_bytes
 
     parse_bytes(arguments.budget)
+    for name in ("weight", "keyframe"):
+        given = [what for what, _ in getattr(arguments, name) or ()]
+        for what in given:
+            if given.count(what) > 1:
+                raise OptionError(
+                    f"--{name} {what}=… was given {given.count(what)} times: give it once"
+                )
+    if arguments.keyframe and is_diffusers(arguments.model):
+        raise OptionError("--keyframe is for tinywan; real Wan has pipelines of its own for it")
+    for _, path in arguments.keyframe or ():
+        _read_picture(path)
     if arguments.steps is not None and arguments.steps < 1:
         raise OptionError(f"--steps {arguments.steps}: use a whole number from 1")
     if not 0 <= arguments.seed < 2**63:

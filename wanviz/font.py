@@ -33,13 +33,13 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def legible(text: str) -> str:
-    """The text with every character that our fonts cannot draw shown as a hollow box.
+def legible(text: str, only: Path | None = None) -> str:
+    """The text with every character that our fonts, or only one of them, cannot draw shown as a hollow box.
 
     Control and formatting characters (right-to-left marks, joiners, newlines) get the box too, so
     that a picture shows that they are there and none of them rearranges its surroundings.
     """
-    drawable = _drawable()
+    drawable = _drawable() if only is None else _characters(only)
     return "".join(
         character
         if ord(character) in drawable and not unicodedata.category(character).startswith("C")
@@ -76,10 +76,20 @@ def embedded_font(characters: str) -> bytes:
 @cache
 def _drawable() -> frozenset[int]:
     """Code points that our font, or matplotlib's own, can draw."""
+    return _characters(FONT_PATH) | _characters(fallback_path())
+
+
+@cache
+def fallback_path() -> Path:
+    """The file of the typeface that comes with matplotlib."""
     import matplotlib as mpl
+
+    return Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+
+@cache
+def _characters(path: Path) -> frozenset[int]:
+    """Code points that a font can draw."""
     from matplotlib.ft2font import FT2Font
 
-    fallback = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return frozenset(
-        code for path in (FONT_PATH, fallback) for code in FT2Font(str(path)).get_charmap()
-    )
+    return frozenset(FT2Font(str(path)).get_charmap())

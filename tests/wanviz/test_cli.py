@@ -130,6 +130,7 @@ def test_keyframes_are_read_and_the_prompt_becomes_a_track_of_subtitles(
     assert given[-1].shape == (96, 96, 3)  # the middle of a wide picture, scaled
     assert np.abs(given[-1].astype(int) - (220, 30, 30)).max() < 3
     assert "300 x 100 pixels, into 96 x 96" in capsys.readouterr().err
+    assert Trace.load(tmp_path / "out" / "video.trace").record["keyframes"] == [0, -1]
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "out" / "video.mp4"]
     track = subprocess.run([*ffmpeg, "-f", "srt", "-"], capture_output=True, check=True).stdout
     assert painted().prompt in track.decode()
@@ -149,6 +150,28 @@ def test_weights_count_while_the_video_is_drawn_and_are_said(calls, tmp_path, ca
     assert cli.main(["explain", "a dog", "--out", str(tmp_path), *weights]) == 0
     assert asked == [("a dog", {"dog": 1.5, "a = b": 0.0}, 0), 1]
     assert "before the weights" in capsys.readouterr().err
+    told = Trace.load(tmp_path / "video.trace").record["word_weights"]
+    assert told == {"dog": 1.5, "a = b": 0.0}
+    assert "word weights" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (["--weight", "dog=2", "--weight", "dog=0"], "--weight dog=… was given 2 times"),
+        (["--keyframe", "last=a", "--keyframe", "last=b"], "--keyframe -1=… was given 2 times"),
+        (["--keyframe", "0=a.png", "--model", "Wan-AI/Wan2.2"], "--keyframe is for tinywan"),
+    ],
+)
+def test_controls_that_cannot_be_are_refused_before_a_model_is_loaded(
+    calls, tmp_path, capsys, monkeypatch, asked, sentence
+):
+    def load(*arguments):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(wanviz.adapters, "load_pipeline", load)
+    assert cli.main(["explain", "a dog", "--out", str(tmp_path / "out"), *asked]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"no picture"])

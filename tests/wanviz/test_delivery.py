@@ -1,7 +1,10 @@
 """Delivery: encodings are the encoder's own, filters find what is there, subtitles say what was said, videos play."""
 
 import re
+import resource
 import subprocess
+import time
+import warnings
 from dataclasses import replace
 
 import imageio.v3 as iio
@@ -11,6 +14,8 @@ import pytest
 import tinywan
 import torch
 from tinywan.dit import DiT
+from tinywan.errors import PromptError
+from tinywan.text import PromptTruncatedWarning
 
 import wanviz
 from wanviz.delivery import (
@@ -23,7 +28,6 @@ from wanviz.delivery import (
     write_video,
 )
 from wanviz.errors import ContentError, EncodingError, OptionError, ReportError
-from wanviz.font import FONT_PATH
 
 PROMPT = "a woman in a red qipao walks in the rain with an umbrella"
 CHINESE = "一位穿红色旗袍的女子在江南雨巷撑伞漫步"
@@ -94,7 +98,9 @@ def test_a_capture_of_kept_encodings_is_that_of_their_prompt(pipe, tmp_path, mas
     np.testing.assert_array_equal(kept.word_map("伞"), plain.word_map("伞"))
 
 
-def test_a_capture_of_embeddings_asks_for_their_words_and_refuses_other_ones(pipe, tmp_path):
+def test_a_capture_of_embeddings_asks_for_their_words_and_refuses_those_of_another_length(
+    pipe, tmp_path
+):
     given = PromptCache(tmp_path)(pipe, CHINESE)
     with pytest.raises(wanviz.CaptureError, match="say them"), wanviz.capture(pipe):
         draw(pipe, **given)
@@ -137,13 +143,60 @@ def test_an_encoding_of_another_text_under_its_name_is_not_taken(pipe, tmp_path)
 
 def test_what_cannot_be_encoded_gets_a_sentence_and_writes_nothing(pipe, tmp_path):
     encodings = PromptCache(tmp_path / "encodings")
-    for prompt, negative in ((None, None), ([], None), ([PROMPT, 3], None), (PROMPT, ["a", "b"])):
-        with pytest.raises((OptionError, TypeError)):
+    for prompt, negative, sentence in (
+        (None, None, "prompt is None"),
+        ([], None, "prompt is empty"),
+        ([PROMPT, 3], None, "holds 3, which is no text"),
+        (PROMPT, ["a", "b"], "1 prompts and 2 negative"),
+        (" ", None, "prompt is empty"),
+        ("a \ud800 dog", None, "surrogate"),
+    ):
+        with pytest.raises(OptionError, match=sentence):
             encodings(pipe, prompt, negative)
     assert not encodings.folder.exists()
+    with pytest.raises(OptionError, match="name a folder"):
+        PromptCache(None)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(EncodingError, match="cannot make the folder"):
         PromptCache(tmp_path / "file")(pipe, PROMPT)
+
+
+def test_where_a_prompt_was_cut_off_is_told_each_time(pipe, tmp_path):
+    encodings, long = PromptCache(tmp_path), PROMPT * 30
+    with pytest.warns(PromptTruncatedWarning):
+        encodings(pipe, long)
+    cut = pipe.tokenizer.encode  # the place that the pipeline tells
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        place = cut(long).truncated_at
+    with pytest.warns(UserWarning, match=f"ends at character {place}: the model reads no more"):
+        encodings(pipe, long)
+
+
+def test_one_changed_weight_is_another_encoder(tmp_path):
+    changed = tinywan.TextToVideoPipeline.from_preset("debug", seed=3)
+    encodings = PromptCache(tmp_path)
+    before = encodings(changed, PROMPT)["prompt_embeds"]
+    table = max(changed.text_encoder.parameters(), key=len)
+    with torch.no_grad():
+        table[pipe_ids(changed, PROMPT)[0]] += 0.5  # one row, as textual inversion does
+    after = encodings(changed, PROMPT)["prompt_embeds"]
+    assert not torch.equal(before, after)
+    assert torch.equal(after, changed.encode_prompt([PROMPT]))
+
+
+def pipe_ids(pipe, prompt):
+    """The numbers of a prompt's tokens."""
+    return pipe.tokenizer([prompt])[0][0].tolist()
+
+
+def test_numbers_that_are_not_finite_are_not_kept(tmp_path):
+    broken = tinywan.TextToVideoPipeline.from_preset("debug", seed=3)
+    with torch.no_grad():
+        max(broken.text_encoder.parameters(), key=len).fill_(torch.nan)
+    with pytest.raises(EncodingError, match="not finite"):
+        PromptCache(tmp_path / "new")(broken, PROMPT)
+    assert not (tmp_path / "new").exists()
 
 
 # content that is kept out
@@ -162,6 +215,12 @@ def test_what_cannot_be_encoded_gets_a_sentence_and_writes_nothing(pipe, tmp_pat
         ("guide  \n dog here, a puppy there", ["guide  \n dog", "dog", "puppy"]),
         ("", []),
         ("🐕", []),
+        ("a dog\ufe0f, a d\u034fog", ["dog", "d\u034fog"]),
+        ("dog2 and dog_3", ["dog", "dog"]),
+        ("white\u200bdog the\u2060dog", ["dog", "dog"]),
+        ("小\ufe00狗", ["狗"]),
+        ("döġ", ["döġ"]),
+        ("a d\u3164og", ["d\u3164og"]),
     ],
 )
 def test_phrases_are_found_in_prompts_with_their_place(text, found):
@@ -172,12 +231,19 @@ def test_phrases_are_found_in_prompts_with_their_place(text, found):
         assert finding.label == "dog" and text[slice(*finding.span)] == finding.text
 
 
+def test_accents_are_the_same_in_one_character_or_two():
+    keep_out = ContentFilter({"place": ["café"]})
+    for text in ("a café", "a cafe\u0301", "a CAFÉ", "a cafe"):
+        assert keep_out.prompt(text)
+
+
 def test_a_refused_prompt_draws_nothing(pipe, asked):
     keep_out = ContentFilter({"umbrella": ["umbrella", "伞"]})
     for prompt in (PROMPT, ["a dog", CHINESE]):
         with pytest.raises(ContentError, match=r"kept out: umbrella .*nothing was drawn") as error:
             keep_out.draw(pipe, prompt, num_inference_steps=2, progress_bar=False)
         assert error.value.findings[0].label == "umbrella"
+        assert error.value.findings[0].video == (len(prompt) - 1 if isinstance(prompt, list) else 0)
     assert asked == []
 
 
@@ -215,12 +281,23 @@ def test_filters_that_cannot_work_get_a_sentence(pipe):
         ({"dog": [""]}, {}),
         ({"dog": ["\u200b"]}, {}),
         ({"dog": [3]}, {}),
-        ({"dog": []}, {"threshold": float("nan")}),
+        ({"dog": ["dog"]}, {"threshold": float("nan")}),
+        ({"dog": ["dog"]}, {"threshold": None}),
+        ({"dog": []}, {}),
+        ({"dog": None}, {}),
+        (["dog"], {}),
+        (None, {}),
     ):
         with pytest.raises(OptionError):
             ContentFilter(phrases, **options)
+    for prompt in (None, [3], [], [None]):
+        with pytest.raises((OptionError, PromptError)):
+            ContentFilter({"dog": ["dog"]}).draw(pipe, prompt)
     with pytest.raises(OptionError, match="looks=…"):
         ContentFilter({"dog": ["dog"]}).video(frames)
+    for scores in (None, [0.5], "dog"):
+        with pytest.raises(OptionError, match="a score by label"):
+            ContentFilter({"dog": []}, looks=lambda _, scores=scores: scores).video(frames)
     for scores in ({}, {"cat": 1.0}, {"dog": float("nan")}):
         with pytest.raises(OptionError, match="no score for 'dog'"):
             ContentFilter({"dog": []}, looks=lambda _, scores=scores: scores).video(frames)
@@ -228,6 +305,9 @@ def test_filters_that_cannot_work_get_a_sentence(pipe):
     assert looking.video(frames) == ()
     with pytest.raises(OptionError, match=r"\[4, 4, 3\]"):
         looking.video(frames[0])
+    for wrong in (frames.astype(np.float32) + 200, frames.astype(np.int64), frames[:0]):
+        with pytest.raises(OptionError):
+            looking.video(wrong)
     with pytest.raises(OptionError, match="looks at pixels"):
         looking.draw(pipe, PROMPT, output_type="latent")
 
@@ -300,9 +380,19 @@ def test_what_cannot_be_subtitled_gets_a_sentence(tmp_path):
         draw_subtitles(frames, [Cue(0, 1, PROMPT * 20)])
     with pytest.raises(OptionError, match=r"frames\[0\]"):
         draw_subtitles(frames[None], [Cue(0, 1, "a")])
+    for wrong in (None, ["a"], Cue(0, 1, "a"), "a"):
+        with pytest.raises(OptionError, match=r"Cue|cues"):
+            draw_subtitles(frames, wrong)
+    for wrong in (None, [(None, 3)], [("a", 2.5)], ["ab", "c"]):
+        with pytest.raises(OptionError, match=r"passage|whole number"):
+            passages(wrong)
+    with pytest.raises(OptionError, match="NumPy array"):
+        draw_subtitles(torch.zeros(1, 8, 8, 3, requires_grad=True), [])
+    with pytest.raises(OptionError, match="name a file"):
+        write_video(frames, None)
     with pytest.raises(OptionError, match="-3 to 3"):
         draw_subtitles(np.linspace(-3, 3, 12).reshape(1, 2, 2, 3), [Cue(0, 1, "a")])
-    for fps in (0, float("nan"), "8"):
+    for fps in (0, float("nan"), "8", True, 1e-9, 1e300, 10**400):
         with pytest.raises(OptionError, match="fps"):
             draw_subtitles(frames, [Cue(0, 1, "a")], fps)
     with pytest.raises(OptionError, match="whole number"):
@@ -331,4 +421,45 @@ def test_a_video_file_shows_the_frames_enlarged_in_their_order(tmp_path):
     burnt = iio.imread(write_video(frames, path, subtitles=[Cue(0, 1, CHINESE)], burn=True))
     assert np.abs(burnt[0].astype(int) - found[0]).max() > 100
     assert np.abs(burnt[8].astype(int) - found[8]).max() < 30
-    assert FONT_PATH.exists()
+
+
+def test_a_video_that_could_not_be_written_whole_leaves_the_old_file(tmp_path, monkeypatch):
+    path = write_video(np.zeros((4, 32, 32, 3), np.uint8), tmp_path / "a.mp4")
+    before = path.read_bytes()
+    noise = np.random.default_rng(0).integers(0, 255, (8, 240, 240, 3), dtype=np.uint8)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # as a full disk would
+    try:
+        with pytest.raises(ReportError, match="ffmpeg could not write the video"):
+            write_video(noise, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: "/nowhere/ffmpeg")
+    with pytest.raises(ReportError, match="ffmpeg cannot be run"):
+        write_video(noise, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_odd_sides_get_their_last_row_and_column_twice(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (2, 241, 301, 3), dtype=np.uint8)
+    found = iio.imread(write_video(frames, tmp_path / "a.mp4", fps=np.float32(4)))
+    assert found.shape == (2, 242, 302, 3)
+
+
+def test_letters_that_no_font_has_are_boxes_and_another_font_helps_out():
+    frames = np.zeros((1, 240, 320, 3), np.uint8)
+
+    def drawn(text):
+        return draw_subtitles(frames, [Cue(0, 1, text)])
+
+    assert np.array_equal(drawn("\U0001f415"), drawn("□"))
+    assert not np.array_equal(drawn("Tiếng Việt"), drawn("Ti□ng Vi□t"))
+    assert not np.array_equal(drawn("مرحبا"), drawn("□□□□□"))
+
+
+def test_a_text_far_too_long_is_refused_at_once():
+    begun = time.perf_counter()
+    with pytest.raises(OptionError, match="10000 characters finds no room"):
+        draw_subtitles(np.zeros((1, 480, 640, 3), np.uint8), [Cue(0, 1, "雨" * 10_000)])
+    assert time.perf_counter() - begun < 2

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wanviz.errors import OptionError, ReportError
 from wanviz.files import write_whole
-from wanviz.font import FONT_PATH, legible
+from wanviz.font import FONT_PATH, MISSING, fallback_path, legible
 
 FRAMES_PER_SECOND = 8  # tinywan's; Wan plays at 16
+LEAST_TIME = 0.001  # seconds; files count in thousandths
 LEAST_SIZE = 9  # pixels of a letter that can still be read
 MOST_OF_FRAME = 0.5  # of its height that subtitles may cover
 # Where a line may break: behind white space, and beside Chinese characters and kana, but not before their punctuation.
@@ -49,9 +51,14 @@ class Cue:
     text: str
 
     def __post_init__(self) -> None:
-        if not (0 <= self.start < self.end < math.inf):
+        times = (self.start, self.end)
+        if not (
+            all(isinstance(time, Real) for time in times)
+            and 0 <= self.start < self.end < math.inf
+            and self.end - self.start >= LEAST_TIME
+        ):
             raise OptionError(
-                f"a cue from {self.start} to {self.end} s: it has to end after it starts"
+                f"a cue from {self.start!r} to {self.end!r} s: give seconds, the end a thousandth or more behind the start"
             )
         if not isinstance(self.text, str) or not self.text.strip():
             raise OptionError(f"a cue of {self.text!r}: give a text")
@@ -72,12 +79,15 @@ def passages(parts: Iterable[tuple[str, int]], fps: float = FRAMES_PER_SECOND) -
     """
     check_rate(fps)
     cues, begun = list[Cue](), 0
-    for text, frames in parts:
-        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+    for part in parts if isinstance(parts, Iterable) else [parts]:
+        if not (isinstance(part, Sequence) and len(part) == 2 and isinstance(part[0], str)):
+            raise OptionError(f"a passage of {part!r:.60}: give a text and its number of frames")
+        text, frames = part
+        if isinstance(frames, bool) or not isinstance(frames, Integral) or frames < 1:
             raise OptionError(f"{text!r:.40} for {frames!r} frames: use a whole number from 1")
         if text.strip():
-            cues.append(Cue(begun / fps, (begun + frames) / fps, text))
-        begun += frames
+            cues.append(Cue(begun / float(fps), (begun + int(frames)) / float(fps), text))
+        begun += int(frames)
     return tuple(cues)
 
 
@@ -95,7 +105,8 @@ def write_subtitles(cues: Sequence[Cue], path: str | os.PathLike[str]) -> Path:
         OptionError: another ending, or no cue.
         ReportError: it cannot be written.
     """
-    target = Path(path)
+    check_cues(cues)
+    target = path_of(path)
     content = as_text(cues, target.suffix)
     return write_whole(target, content.encode("utf-8", "replace"), "subtitles", ReportError)
 
@@ -138,10 +149,11 @@ def draw_subtitles(
         OptionError: what is no video, or a text that finds no room.
     """
     check_rate(fps)
+    check_cues(cues)
     shown = as_bytes(frames).copy()
     height, width = shown.shape[1:3]
     for number, picture in enumerate(shown):
-        now = (number + 0.5) / fps
+        now = (number + 0.5) / float(fps)
         texts = tuple(cue.text for cue in cues if cue.start <= now < cue.end)
         if texts:
             letters, edge = _layer("\n".join(texts), width, height)
@@ -153,16 +165,22 @@ def draw_subtitles(
 @lru_cache(maxsize=8)
 def _layer(text: str, width: int, height: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """How much of each pixel is letter, `[H, W, 1]`, and which pixels are edge or letter, `[H, W]`."""
-    text = "\n".join(legible(line) for line in text.splitlines() if line.strip())
+    told = [_set(line) for line in text.splitlines() if line.strip()]
+    small = sum(ImageFont.truetype(path, LEAST_SIZE).getlength(line) for line, path in told)
+    least = small / width * 1.3 * LEAST_SIZE  # pixel rows that it needs at the very least
     size = max(LEAST_SIZE, round(min(height, width) / 20))
     while True:
-        font = ImageFont.truetype(FONT_PATH, size)
-        lines = [row for line in text.split("\n") for row in _wrapped(line, font, 0.94 * width)]
         step = round(1.3 * size)
-        fits = len(lines) * step <= MOST_OF_FRAME * height
-        if fits and max(font.getlength(line) for line in lines) <= width:
+        lines = [
+            (row, font)
+            for line, path in (told if least <= MOST_OF_FRAME * height else [])
+            for font in [ImageFont.truetype(path, size)]
+            for row in _wrapped(line, font, 0.94 * width)
+        ]
+        fits = lines and len(lines) * step <= MOST_OF_FRAME * height
+        if fits and max(font.getlength(line) for line, font in lines) <= width:
             break
-        if size == LEAST_SIZE:
+        if size == LEAST_SIZE or not lines:
             raise OptionError(
                 f"a subtitle of {len(text)} characters finds no room in {width} x {height} pixels: share it out among several cues, "
                 "enlarge the frames, or keep it beside the video (write_subtitles)"
@@ -170,13 +188,21 @@ def _layer(text: str, width: int, height: int) -> tuple[NDArray[np.float32], NDA
         size -= 1
     edge = max(1, round(size / 12))
     whole, inner = (Image.new("L", (width, height)) for _ in range(2))
-    for row, line in enumerate(reversed(lines)):
+    for row, (line, font) in enumerate(reversed(lines)):
         place = width / 2, height - 0.5 * step - row * step
         options: dict[str, Any] = {"font": font, "anchor": "ms", "fill": 255}
         ImageDraw.Draw(whole).text(place, line, stroke_width=edge, **options)
         ImageDraw.Draw(inner).text(place, line, **options)
     letters = np.asarray(inner, np.float32)[..., None] / np.float32(255)
     return letters, np.asarray(whole) > 127
+
+
+def _set(line: str) -> tuple[str, Path]:
+    """A line with boxes for what its typeface lacks, and the typeface: ours, or the other one where that has more of it."""
+    ours, other = (legible(line, only=path) for path in (FONT_PATH, fallback_path()))
+    if other.count(MISSING) < ours.count(MISSING):
+        return other, fallback_path()
+    return ours, FONT_PATH
 
 
 def _wrapped(line: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
@@ -208,7 +234,12 @@ def as_bytes(frames: NDArray[Any]) -> NDArray[np.uint8]:
     Raises:
         OptionError: what is no video.
     """
-    pixels = np.asarray(frames)
+    try:
+        pixels = np.asarray(frames)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise OptionError(
+            f"a video is a NumPy array [F, H, W, 3]; this is none: {error}"
+        ) from error
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise OptionError(
             f"a video is [F, H, W, 3]; this is {list(pixels.shape)}: give one video of a call, frames[0]"
@@ -229,8 +260,24 @@ def as_bytes(frames: NDArray[Any]) -> NDArray[np.uint8]:
 
 def check_rate(fps: float) -> None:
     """Whether frames can follow one another so fast."""
-    if not (isinstance(fps, int | float) and 0 < fps < math.inf):
-        raise OptionError(f"fps={fps!r}: use frames per second, e.g. 8")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0.01 <= fps <= 1000:
+        raise OptionError(f"fps={fps!r}: use frames per second from 0.01 to 1000, e.g. 8")
+
+
+def check_cues(cues: Sequence[Cue]) -> None:
+    """Whether these are cues."""
+    if isinstance(cues, Cue) or not isinstance(cues, Sequence) or isinstance(cues, str):
+        raise OptionError(f"cues are {cues!r:.60}: give a list of Cue, as passages makes them")
+    for cue in cues:
+        if not isinstance(cue, Cue):
+            raise OptionError(f"{cue!r:.60} is no Cue: passages makes them of texts and frames")
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """The path of a file to be written."""
+    if not isinstance(path, str | os.PathLike):
+        raise OptionError(f"path={path!r:.60}: name a file")
+    return Path(path)
 
 
 def _clock(seconds: float, web: bool) -> str:

@@ -17,8 +17,10 @@ from wanviz.delivery.subtitles import (
     Cue,
     as_bytes,
     as_text,
+    check_cues,
     check_rate,
     draw_subtitles,
+    path_of,
 )
 from wanviz.errors import OptionError, ReportError
 from wanviz.files import write_whole
@@ -38,7 +40,7 @@ def write_video(
 
     Args:
         frames: `[F, H, W, 3]`, uint8, or float in [0, 1]; where both sides are below 241 pixels, every pixel becomes a square of
-            several, up to about 480.
+            several, up to about 480. H.264 wants even sides: an odd one gets its last row or column twice.
         path: ending in .mp4.
         fps: frames per second; tinywan's 8 by default, Wan plays at 16.
         subtitles: a track that players can switch on.
@@ -52,7 +54,8 @@ def write_video(
         ReportError: it cannot be written.
     """
     check_rate(fps)
-    target = Path(path)
+    check_cues(subtitles)
+    target = path_of(path)
     if target.suffix != ".mp4":
         raise OptionError(f"a video as {target.suffix!r}: use .mp4")
     if burn and not subtitles:
@@ -60,6 +63,8 @@ def write_video(
     shown = as_bytes(frames)
     times = max(1, LARGEST_SIDE // max(shown.shape[1:3]))
     shown = shown.repeat(times, 1).repeat(times, 2)
+    odd = [side % 2 for side in shown.shape[1:3]]
+    shown = np.pad(shown, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), "edge")
     if burn:
         shown = draw_subtitles(shown, subtitles, fps)
     with tempfile.TemporaryDirectory(prefix="wanviz-") as folder:
@@ -71,38 +76,43 @@ def write_video(
 
 
 def _encode(frames: NDArray[np.uint8], path: Path, fps: float) -> None:
-    import imageio_ffmpeg
-
     height, width = frames.shape[1:3]
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        macro_block_size=2,
-        output_params=["-crf", "16", "-preset", "fast", "-movflags", "+faststart"],
-    )
-    writer.send(None)
-    try:
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
+    _ffmpeg(
+        [
+            "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{float(fps):.6f}", "-i", "-",
+            "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-preset", "fast", "-movflags", "+faststart", path.name,
+        ],
+        path.parent, np.ascontiguousarray(frames),
+    )  # fmt: skip
 
 
 def _with_track(video: Path, subtitles: Sequence[Cue]) -> Path:
     """The same video with a track of subtitles."""
-    import imageio_ffmpeg
-
     texts, both = video.with_name("subtitles.srt"), video.with_name("both.mp4")
     texts.write_text(as_text(subtitles, ".srt"), encoding="utf-8", errors="replace")
-    run = subprocess.run(
-        [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-i", video.name, "-i", texts.name, "-c:v", "copy",
-            "-c:s", "mov_text", "-movflags", "+faststart", both.name,
-        ],
-        cwd=video.parent, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    if run.returncode:
-        raise ReportError(f"ffmpeg could not add the subtitles: {run.stderr.strip()[-300:]}")
+    inputs = ["-i", video.name, "-i", texts.name]
+    _ffmpeg(
+        [*inputs, "-c:v", "copy", "-c:s", "mov_text", "-movflags", "+faststart", both.name],
+        video.parent,
+    )
     return both
+
+
+def _ffmpeg(arguments: list[str], folder: Path, given: NDArray[np.uint8] | None = None) -> None:
+    """Run ffmpeg in a folder; ReportError where it does not come to its end."""
+    import imageio_ffmpeg
+
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        run = subprocess.run(
+            [program, "-v", "error", "-y", *arguments],
+            cwd=folder,
+            input=b"" if given is None else given.data,
+            capture_output=True,
+            check=False,
+        )
+    except (OSError, RuntimeError) as error:
+        raise ReportError(f"ffmpeg cannot be run ({error}): pip install imageio-ffmpeg") from error
+    if run.returncode:
+        said = run.stderr.decode(errors="replace").strip()[-300:]
+        raise ReportError(f"ffmpeg could not write the video: {said or run.returncode}")
