@@ -354,7 +354,7 @@ def _parser() -> Parser:
         type=_weight,
         action="append",
         metavar="PHRASE=FACTOR",
-        help="how strongly a phrase is read, e.g. rain=2; 0 is not at all (may be given several times)",
+        help="how strongly a phrase is read, e.g. red=0.1; 0 is not at all (may be given several times)",
     )
     draw.add_argument(
         "--keyframe",
@@ -437,7 +437,7 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return phrase.strip() or _nothing(), float(factor)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: write PHRASE=FACTOR, e.g. rain=2") from error
+        raise argparse.ArgumentTypeError(f"{text!r}: write PHRASE=FACTOR, e.g. red=0.1") from error
 
 
 def _keyframe(text: str) -> tuple[int, Path]:
